@@ -1,0 +1,15 @@
+"""FastDiSS for fairseq: few-step continuous diffusion for sequence-to-sequence text.
+
+Importing the package registers the task ``fastdiss``, the architectures ``fastdiss_*`` and the
+criterion ``fastdiss_loss``; ``--user-dir fastdiss_fairseq`` does it on the command line.
+"""
+
+from . import compat
+
+compat.install_error_hook()
+compat.allow_checkpoint_classes()
+compat.name_all_paths(__path__)
+
+from . import criterions, models, tasks  # noqa: E402,F401  (registration)
+
+__version__ = "0.1.0"

@@ -1,0 +1,109 @@
+"""The one module that knows which fairseq, torch and numpy are installed."""
+
+import argparse
+import collections
+import math
+import os
+import sys
+import typing
+from typing import Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class FastDiSSError(ValueError):
+    """A mistake that the user can mend; commands show it as one line."""
+
+
+def install_error_hook() -> None:
+    """Let commands end in one line instead of a traceback where the user can mend the mistake."""
+    shown_by_default = sys.excepthook
+
+    def hook(kind, error, traceback):
+        if issubclass(kind, FastDiSSError):
+            print(f"fastdiss: error: {error}", file=sys.stderr)
+        else:
+            shown_by_default(kind, error, traceback)
+
+    sys.excepthook = hook
+
+
+def allow_checkpoint_classes() -> None:
+    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read fairseq checkpoints.
+
+    Allowed are the plain containers that fairseq saves: argparse's Namespace (stock models), numpy
+    arrays in the meters (``--eval-bleu``) and OmegaConf nodes (several processes).
+    """
+    if not hasattr(torch.serialization, "add_safe_globals"):
+        return
+    multiarray = getattr(np, "_core", None) or np.core
+    reconstruct = multiarray.multiarray._reconstruct
+    dtypes = {type(np.dtype(name)) for name in ("i8", "i4", "u8", "f8", "f4", "b1")}
+    torch.serialization.add_safe_globals(
+        [
+            argparse.Namespace,
+            np.ndarray,
+            np.dtype,
+            reconstruct,
+            (reconstruct, "numpy.core.multiarray._reconstruct"),
+            (multiarray.multiarray.scalar, "numpy.core.multiarray.scalar"),
+            multiarray.multiarray.scalar,
+            *dtypes,
+            *_configuration_classes(),
+        ]
+    )
+
+
+def _configuration_classes() -> list:
+    from fairseq.distributed.utils import _TensorPlaceholder
+    from omegaconf import DictConfig, ListConfig
+    from omegaconf.base import ContainerMetadata, Metadata
+    from omegaconf.nodes import AnyNode
+
+    return [
+        DictConfig,
+        ListConfig,
+        ContainerMetadata,
+        Metadata,
+        AnyNode,
+        typing.Any,
+        dict,
+        list,
+        int,
+        collections.defaultdict,
+        _TensorPlaceholder,
+    ]
+
+
+def before_loading(module: torch.nn.Module, check) -> None:
+    """Call ``check(module, state_dict)`` before ``module.load_state_dict`` looks at any shape."""
+    module._register_load_state_dict_pre_hook(lambda state, *rest: check(module, state))
+
+
+def name_all_paths(package_path: list) -> None:
+    """Let ``--user-dir fastdiss_fairseq`` find the installed package after it has been imported.
+
+    fairseq looks for a relative folder beside itself and then compares spellings, not folders.
+    """
+    import fairseq
+
+    beside = os.path.join(os.path.dirname(fairseq.__file__), "..", os.path.basename(package_path[0]))
+    if os.path.isdir(beside) and os.path.samefile(beside, package_path[0]):
+        package_path.append(beside)
+
+
+def _attention_by_hand(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Optional[Tensor] = None, dropout_p: float = 0.0
+) -> Tensor:
+    """What torch 2.0's function of this name computes, for older torch and as a reference."""
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -float("inf"))
+    weights = torch.softmax(scores.float(), dim=-1).type_as(value)
+    return F.dropout(weights, dropout_p) @ value
+
+
+scaled_dot_product_attention = getattr(F, "scaled_dot_product_attention", _attention_by_hand)

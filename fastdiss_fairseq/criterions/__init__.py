@@ -1,0 +1,3 @@
+"""fairseq criterions."""
+
+from . import fastdiss  # noqa: F401

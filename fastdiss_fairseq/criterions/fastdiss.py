@@ -1,0 +1,179 @@
+"""The FastDiSS criterion: diffusion, rounding and length losses, with SCP and MANS."""
+
+from dataclasses import dataclass, field
+from typing import Dict, List
+
+import torch
+import torch.nn.functional as F
+from omegaconf import II
+from torch import Tensor
+
+from fairseq import utils
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+
+from ..compat import FastDiSSError
+from ..diffusion.noise import fold
+from ..diffusion.noise_scaling import PhaseTable
+from ..diffusion.perturbation import COUPLINGS, RULES, Perturbation
+from ..diffusion.training import TrainingPlan
+from ..models.config import option
+from ..models.fastdiss import cut
+
+
+@dataclass
+class FastDiSSLossConfig(FairseqDataclass):
+    """How the model is trained; nothing here matters for decoding."""
+
+    self_conditioning_prob: float = option(0.5, "probability that a sentence trains with an estimate")
+    no_scp: bool = option(False, "switch off SCP, self-conditioning perturbation")
+    scp_rule: ChoiceEnum(list(RULES)) = option(
+        "budget", "how far the estimate's time t' lies behind t: one step of a K-step grid, U(t, 1), or constant gamma"
+    )
+    scp_coupling: ChoiceEnum(list(COUPLINGS)) = option(
+        "forward", "the estimate's input: z_t noised further, or fresh noise on z_0"
+    )
+    scp_hops: int = option(1, "1, or 2: the estimate at t' is conditioned on one from t'' > t'")
+    scp_budgets: List[int] = field(
+        default_factory=lambda: [2, 3, 5, 10, 20],
+        metadata={"help": "step counts K that the rule 'budget' draws from"},
+    )
+    scp_gamma: float = option(1.0, "gamma of the rule 'gamma'")
+    scp_lambda: float = option(1.0, "lambda of the rule 'gamma'")
+    no_mans: bool = option(False, "switch off MANS, model-aware noise scaling")
+    mans_scale: List[float] = field(
+        default_factory=lambda: [2.0, 3.0, 4.0], metadata={"help": "MANS scale beta in each phase"}
+    )
+    mans_phase: List[float] = field(
+        default_factory=lambda: [0.5, 0.75],
+        metadata={"help": "where phases begin, in updates; up to 1: fractions of --max-update"},
+    )
+    mans_start: float = option(0.25, "where the first MANS phase begins (before: beta = 1); as --mans-phase")
+    diffusion_loss_weight: float = option(1.0, "weight of the diffusion loss ||estimate - z_0||^2")
+    rounding: ChoiceEnum(["anchor", "exact"]) = option(
+        "anchor", "the rounding loss' softmax is taken at the estimate (anchor) or at z_0 (exact)"
+    )
+    label_smoothing: float = option(0.0, "label smoothing of the rounding loss")
+    length_loss_factor: float = option(0.1, "weight of the length loss")
+    seed: int = II("common.seed")
+    max_update: int = II("optimization.max_update")
+
+
+@register_criterion("fastdiss_loss", dataclass=FastDiSSLossConfig)
+class FastDiSSLoss(FairseqCriterion):
+    """L = L_diffusion + L_round + factor L_length, a mean over target tokens (method, section 1)."""
+
+    def __init__(self, cfg: FastDiSSLossConfig, task):
+        super().__init__(task)
+        self.cfg = cfg
+        try:
+            self.scp = None if cfg.no_scp else perturbation_from(cfg)
+            self.phases = None if cfg.no_mans else phases_from(cfg)
+        except ValueError as error:
+            raise FastDiSSError(str(error)) from None
+
+    @classmethod
+    def build_criterion(cls, cfg, task):
+        return cls(cfg, task)
+
+    def plan(self, ids: Tensor, num_updates: int) -> TrainingPlan:
+        """The plan of one batch: sentence ``ids`` (B,) and the update fix every random number."""
+        key = fold(ids.long(), "training", self.cfg.seed, num_updates)
+        return TrainingPlan(
+            key=key,
+            self_conditioning=self.cfg.self_conditioning_prob,
+            scp=self.scp,
+            beta=1.0 if self.phases is None else self.phases(num_updates),
+            rounding=str(self.cfg.rounding),
+        )
+
+    def forward(self, model, sample, reduce=True):
+        """Returns the summed loss, the number of target tokens it is to be divided by, and logs."""
+        limit = model.max_positions()[1]
+        target = cut(sample["target"], limit)
+        mask = target.ne(self.padding_idx)
+        plan = self.plan(sample["id"], model.num_updates if model.training else 0)
+        output = model(sample["net_input"]["src_tokens"], target, plan)
+        losses = self.losses(output, target, mask)
+        loss = (
+            self.cfg.diffusion_loss_weight * losses["diffusion_loss"]
+            + losses["rounding_loss"]
+            + self.cfg.length_loss_factor * losses["length_loss"]
+        )
+        tokens = mask.sum()
+        logs = {name: value.detach() for name, value in losses.items()}
+        logs.update(self.statistics(output, target, mask))
+        logs.update(loss=loss.detach(), ntokens=tokens, sample_size=tokens, nsentences=len(target))
+        return loss, tokens, logs
+
+    def losses(self, output, target: Tensor, mask: Tensor) -> Dict[str, Tensor]:
+        """The three losses, each summed over the real target tokens.  A sentence's length loss counts
+        once for each of its tokens, so that all three have the same denominator."""
+        squared = (output.training.estimate - output.z_0).pow(2).mean(-1)
+        rounding = smoothed_nll(output.logits, target, self.cfg.label_smoothing)
+        return {
+            "diffusion_loss": (squared * mask).sum(),
+            "rounding_loss": (rounding * mask).sum(),
+            "length_loss": (output.length_loss * mask.sum(1)).sum(),
+        }
+
+    @staticmethod
+    @torch.no_grad()
+    def statistics(output, target: Tensor, mask: Tensor) -> Dict[str, Tensor]:
+        """Sums that show the method at work; see :meth:`reduce_metrics`."""
+        run = output.training
+        correct = output.logits.argmax(-1).eq(target) & mask
+        token_t = run.token_t.expand_as(mask)
+        return {
+            "correct": correct.sum(),
+            "t": (run.t * mask).sum(),
+            "token_t": (token_t * mask).sum(),
+            "moved": mask.new_zeros((), dtype=torch.long) if run.moved is None else run.moved.sum(),
+            "conditioned": run.conditioned.sum(),
+            "gap": run.gap,
+        }
+
+    @staticmethod
+    def reduce_metrics(logging_outputs) -> None:
+        """Log means: losses and accuracy a token, t and the t_i of MANS, and SCP's t' - t."""
+        total = lambda name: utils.item(sum(log.get(name, 0) for log in logging_outputs))
+        tokens, sentences = total("ntokens"), total("nsentences")
+        metrics.log_scalar("loss", total("loss") / tokens, tokens, round=3)
+        for name in ("diffusion_loss", "rounding_loss", "length_loss"):
+            metrics.log_scalar(name, total(name) / tokens, tokens, round=3)
+        metrics.log_scalar("rounding_accuracy", 100 * total("correct") / tokens, tokens, round=2)
+        metrics.log_scalar("t", total("t") / tokens, tokens, round=3)
+        metrics.log_scalar("mans_t", total("token_t") / tokens, tokens, round=3)
+        metrics.log_scalar("mans_moved", 100 * total("moved") / tokens, tokens, round=2)
+        conditioned = total("conditioned")
+        metrics.log_scalar("self_conditioned", 100 * conditioned / sentences, sentences, round=1)
+        metrics.log_scalar("scp_gap", total("gap") / max(conditioned, 1), conditioned, round=3)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+def smoothed_nll(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy (B, T) in float32 of logits (B, T, V), with uniform label smoothing."""
+    return F.cross_entropy(
+        logits.float().transpose(1, 2), target, reduction="none", label_smoothing=smoothing
+    )
+
+
+def perturbation_from(cfg: FastDiSSLossConfig) -> Perturbation:
+    """SCP as the options describe it."""
+    return Perturbation(
+        rule=str(cfg.scp_rule),
+        coupling=str(cfg.scp_coupling),
+        hops=cfg.scp_hops,
+        budgets=tuple(cfg.scp_budgets),
+        gamma=cfg.scp_gamma,
+        shrink=cfg.scp_lambda,
+    )
+
+
+def phases_from(cfg: FastDiSSLossConfig) -> PhaseTable:
+    """MANS' phase table as the options describe it."""
+    return PhaseTable(cfg.mans_scale, cfg.mans_phase, cfg.mans_start, cfg.max_update)

@@ -1,0 +1,1 @@
+"""The mathematics of FastDiSS: pure torch, without fairseq and without networks."""

@@ -1,0 +1,96 @@
+"""Stateless random numbers: every draw is a function of a key, not of a generator's history.
+
+A key is an int64 tensor made by :func:`fold` from whatever identifies a draw (seed, update,
+sentence, stream name).  The numbers of a sentence therefore do not depend on the batch it stands
+in, on padding, on its order or on the device, and resuming needs no stored generator state.
+The mixing function is the finaliser of SplitMix64 (Steele et al., 2014).
+"""
+
+import math
+import zlib
+from typing import Union
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as int64
+_MIX1 = -4658895280553007687
+_MIX2 = -7723592293110705685
+
+
+def _xor_shift_right(x: Tensor, bits: int) -> Tensor:
+    return x ^ ((x >> bits) & ((1 << (64 - bits)) - 1))
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = _xor_shift_right(x, 30) * _MIX1
+    x = _xor_shift_right(x, 27) * _MIX2
+    return _xor_shift_right(x, 31)
+
+
+def fold(key: Tensor, *parts: Union[int, str, Tensor]) -> Tensor:
+    """Derive a new key from ``key`` and further identifying parts.
+
+    Args:
+        key: int64 tensor of any shape.
+        parts: integers, stream names or int64 tensors, broadcast against ``key``.
+    Returns:
+        int64 tensor of the broadcast shape; different parts give independent keys.
+    """
+    for part in parts:
+        if isinstance(part, str):
+            part = zlib.crc32(part.encode("utf-8"))
+        key = _mix((key ^ _mix_part(part, key)) + _GOLDEN)
+    return key
+
+
+def _mix_part(part: Union[int, Tensor], key: Tensor) -> Tensor:
+    part = torch.as_tensor(part, dtype=torch.int64, device=key.device)
+    return _mix(part * _GOLDEN + 1)
+
+
+def sentence_key(seed: int, tokens: Tensor, mask: Tensor) -> Tensor:
+    """A key for each sentence from its content, the same whatever the padding around it.
+
+    Args:
+        seed: the user's seed.
+        tokens: (B, S) int64 token ids.
+        mask: (B, S) True at real tokens.
+    Returns:
+        (B,) int64 keys.
+    """
+    position = mask.long().cumsum(1)
+    terms = fold(tokens.long(), position).masked_fill(~mask, 0)
+    return fold(terms.sum(1), "sentence", seed)
+
+
+def _unit(bits: Tensor) -> Tensor:
+    """32 random bits (as non-negative int64) to float32 in (0, 1)."""
+    return ((bits >> 8).float() + 0.5) * 2.0**-24
+
+
+def uniform(key: Tensor) -> Tensor:
+    """One number in (0, 1) for each key: float32, the shape of ``key``."""
+    return _unit(_mix(key) & 0xFFFFFFFF)
+
+
+def gaussian(key: Tensor, length: int, dim: int) -> Tensor:
+    """Standard normal noise for each key, by the Box-Muller transform.
+
+    Element (b, i, d) depends on ``key[b]``, i and d alone: a longer sentence keeps the noise of a
+    shorter one as its beginning.
+
+    Args:
+        key: (B,) int64, or any shape.
+        length: positions T.
+        dim: dimension D.
+    Returns:
+        (B, T, D) float32.
+    """
+    half = (dim + 1) // 2
+    index = torch.arange(length * half, device=key.device)
+    bits = _mix((key.unsqueeze(-1) ^ _mix(index * _GOLDEN + 1)) + _GOLDEN)
+    radius = (-2 * torch.log(_unit((bits >> 32) & 0xFFFFFFFF))).sqrt()
+    angle = 2 * math.pi * _unit(bits & 0xFFFFFFFF)
+    pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return pair.view(*key.shape, length, 2 * half)[..., :dim]

@@ -1,0 +1,136 @@
+"""The one decoding loop: K evaluations of the network on a decreasing grid of times."""
+
+import math
+from dataclasses import dataclass
+from typing import Callable, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from .noise import fold, gaussian
+from .process import Process
+from .solvers import SOLVERS, Step
+from .times import uniform_grid
+
+SELF_CONDITIONING = ("previous", "recompute", "none")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How z_0 is estimated in K steps.
+
+    Attributes:
+        trained: the process the network was trained on.
+        noise_factor: F of the noise that is really in z while decoding.
+        told_noise_factor: the network is told the time at which ``trained`` has the noise-to-signal
+            ratio F_told sigma(t) / alpha(t).  F_told = F of training tells it the grid time itself;
+            F_told = ``noise_factor`` tells the truth; larger values tell it of more noise.
+        temperature: scale of the noise that decoding starts from; 0 starts from the mean.
+        solver: a key of :data:`SOLVERS`.
+        self_conditioning: ``previous`` (reuse the last step's estimate), ``recompute`` (make one at
+            the current time first: two evaluations a step) or ``none``.
+
+    Raises:
+        ValueError: an unknown name, or a number out of its range.
+    """
+
+    trained: Process
+    noise_factor: float
+    told_noise_factor: float
+    temperature: float = 1.0
+    solver: str = "ddim"
+    self_conditioning: str = "previous"
+
+    def __post_init__(self):
+        if self.solver not in SOLVERS:
+            raise ValueError(f"unknown solver '{self.solver}' (known: {', '.join(SOLVERS)})")
+        if self.self_conditioning not in SELF_CONDITIONING:
+            known = ", ".join(SELF_CONDITIONING)
+            raise ValueError(f"unknown self-conditioning '{self.self_conditioning}' (known: {known})")
+        if not (self.noise_factor > 0 and self.told_noise_factor > 0 and self.temperature >= 0):
+            raise ValueError("decoding noise factors must be positive, the temperature at least 0")
+
+    @property
+    def process(self) -> Process:
+        """The process that decoding follows: the trained schedule with decoding's noise factor."""
+        return Process(self.trained.schedule, self.noise_factor)
+
+    def told(self, t: Tensor) -> Tuple[Tensor, Tensor]:
+        """The time the network is told at grid time t, and the scale that gives the signal in z the
+        amplitude it has at that time in training.  Both float64 scalars."""
+        if self.told_noise_factor == self.trained.noise_factor:
+            return t, torch.ones_like(t)
+        log_snr = Process(self.trained.schedule, self.told_noise_factor).log_snr(t)
+        signal = torch.sigmoid(log_snr + 2 * math.log(self.trained.noise_factor))
+        return self.trained.time(log_snr), signal.sqrt() / self.process.alpha(t)
+
+
+class Sample(NamedTuple):
+    """``estimate`` (S, C, T, D): the last estimate of z_0; ``steps`` (S,): grid steps taken;
+    ``history``: the rounded tokens (S, C, T) after each step, where rounding was asked for."""
+
+    estimate: Tensor
+    steps: Tensor
+    history: List[Tensor]
+
+
+def sample(
+    denoise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    key: Tensor,
+    shape: Tuple[int, int],
+    steps: int,
+    sampler: Sampler,
+    round_to_tokens: Optional[Callable[[Tensor, Tensor], Tensor]] = None,
+    early_exit: bool = False,
+) -> Sample:
+    """Decode S sentences with C candidates each.
+
+    Args:
+        denoise: ``(z, t, z_bar, rows) -> estimate``; z (S', C, T, D) of the sentences ``rows`` (S',),
+            t a float scalar.
+        key: (S, C) int64 noise keys.
+        shape: (T, D).
+        steps: K >= 1.
+        round_to_tokens: ``(estimate, rows) -> tokens`` (S', C, T); needed for a history or early exit.
+        early_exit: stop a sentence when a step changed none of its candidates' tokens.
+    """
+    rows = torch.arange(len(key), device=key.device)
+    z = gaussian(fold(key, "start"), *shape) * sampler.process.sigma(torch.ones(())) * sampler.temperature
+    z_bar, result = torch.zeros_like(z), torch.zeros_like(z)
+    taken = torch.zeros_like(rows)
+    tokens, history, previous = None, [], None
+    grid = [torch.tensor(t, dtype=torch.float64) for t in uniform_grid(steps)]
+    for index, (t, s) in enumerate(zip(grid, grid[1:])):
+        estimate = _evaluate(denoise, z, t, z_bar, rows, sampler)
+        result[rows], taken[rows] = estimate, index + 1
+        keep = None
+        if round_to_tokens is not None:
+            before, tokens = tokens, _update(tokens, rows, round_to_tokens(estimate, rows))
+            history.append(tokens)
+            if early_exit and before is not None:
+                keep = (tokens[rows] != before[rows]).flatten(1).any(1)
+        if index + 1 == steps or (keep is not None and not keep.any()):
+            break
+        noise = lambda: gaussian(fold(key[rows], "step", index), *shape)
+        z = SOLVERS[sampler.solver](Step(z, estimate, t, s, sampler.process, noise, previous))
+        if keep is not None and not keep.all():
+            z, estimate, rows = z[keep], estimate[keep], rows[keep]
+        z_bar, previous = estimate, (estimate, t)
+    return Sample(result, taken, history)
+
+
+def _evaluate(denoise, z, t, z_bar, rows, sampler: Sampler) -> Tensor:
+    told, scale = sampler.told(t)
+    z, told = z * scale.to(z.dtype), told.to(z.dtype)
+    if sampler.self_conditioning == "none":
+        return denoise(z, told, torch.zeros_like(z), rows)
+    if sampler.self_conditioning == "recompute":
+        z_bar = denoise(z, told, torch.zeros_like(z), rows)
+    return denoise(z, told, z_bar, rows)
+
+
+def _update(tokens: Optional[Tensor], rows: Tensor, new: Tensor) -> Tensor:
+    """The tokens of all sentences after a step in which only ``rows`` moved."""
+    if tokens is None:
+        return new
+    return tokens.index_copy(0, rows, new)

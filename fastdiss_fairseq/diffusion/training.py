@@ -1,0 +1,92 @@
+"""One training step as mathematics: which inputs the network is trained on."""
+
+from dataclasses import dataclass
+from typing import Callable, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from .noise import fold, gaussian, uniform
+from .noise_scaling import token_times
+from .perturbation import Perturbation
+from .process import Process
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training step does with a batch; made by the criterion, carried out by the model.
+
+    Attributes:
+        key: (B,) int64, the source of every random number of the step.
+        self_conditioning: probability that a sentence is given an estimate.
+        scp: how SCP perturbs the estimate's input; None: the estimate is made at t itself.
+        beta: MANS' scale; 1: MANS is off.
+        rounding: ``anchor`` (softmax at the estimate) or ``exact`` (softmax at z_0).
+    """
+
+    key: Tensor
+    self_conditioning: float = 0.5
+    scp: Optional[Perturbation] = None
+    beta: float = 1.0
+    rounding: str = "anchor"
+
+
+class TrainingPass(NamedTuple):
+    """``estimate`` (B, T, D) with gradient; t (B, 1); ``token_t`` (B, 1) or (B, T);
+    ``moved`` (B, T) or None; ``conditioned`` (B,); ``gap`` () summed t' - t of the conditioned."""
+
+    estimate: Tensor
+    t: Tensor
+    token_t: Tensor
+    moved: Optional[Tensor]
+    conditioned: Tensor
+    gap: Tensor
+
+
+def training_pass(
+    denoise: Callable[..., Tensor],
+    is_correct: Callable[[Tensor], Tensor],
+    z_0: Tensor,
+    plan: TrainingPlan,
+    process: Process,
+) -> TrainingPass:
+    """Diffuse, let MANS choose t_i, SCP make the estimate, and run the pass with gradient.
+
+    Args:
+        denoise: ``(z, t, z_bar, rows) -> estimate`` for the sentences ``rows`` (all when None).
+        is_correct: estimate (B, T, D) -> (B, T), True where it rounds to the target token.
+        z_0: (B, T, D) target embeddings, float32.
+    """
+    t = uniform(fold(plan.key, "time")).unsqueeze(1)
+    conditioned = uniform(fold(plan.key, "self-conditioning")) < plan.self_conditioning
+    noise = gaussian(fold(plan.key, "noise"), *z_0.shape[1:])
+    z_t, token_t, moved, first = process.diffuse(z_0, t, noise), t, None, None
+    if plan.beta > 1:
+        with torch.no_grad():
+            first = denoise(z_t, t, torch.zeros_like(z_t), None)
+            moved = is_correct(first)
+            token_t = token_times(t, moved, plan.beta)
+        z_t = process.diffuse(z_0, token_t, noise)
+    with torch.no_grad():
+        z_bar, gap = _self_condition(denoise, z_0, z_t, token_t, conditioned, first, plan, process)
+    estimate = denoise(z_t, token_t, z_bar, None)
+    return TrainingPass(estimate, t, token_t, moved, conditioned, gap)
+
+
+def _self_condition(denoise, z_0, z_t, t, conditioned, first, plan, process):
+    """z_bar (B, T, D), zero for sentences without; and the summed t' - t."""
+    rows = conditioned.nonzero().squeeze(1)
+    z_bar = torch.zeros_like(z_t)
+    gap = z_bar.new_zeros(())
+    if len(rows) == 0:
+        return z_bar, gap
+    if plan.scp is not None:
+        estimate, later = plan.scp.estimate(
+            lambda z, s, c: denoise(z, s, c, rows), z_0[rows], z_t[rows], t[rows], plan.key[rows], process
+        )
+        gap = (later - t[rows]).mean(1).sum()
+    elif first is not None:
+        estimate = first[rows]
+    else:
+        estimate = denoise(z_t[rows], t[rows], z_bar[rows], rows)
+    return z_bar.index_copy(0, rows, estimate.to(z_bar.dtype)), gap

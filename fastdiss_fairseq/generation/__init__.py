@@ -1,0 +1,1 @@
+"""Decoding with K steps: options, generator and the choice among candidates."""

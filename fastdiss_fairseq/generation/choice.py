@@ -1,0 +1,94 @@
+"""Choosing among the candidates of a sentence: scores (S, C), larger is better."""
+
+from typing import List
+
+import torch
+from torch import Tensor
+
+MAX_ORDER = 4
+
+
+def mean_log_probability(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real tokens of log-probabilities (S, C, T)."""
+    return (log_probs * mask).sum(-1) / mask.sum(-1)
+
+
+def mbr(tokens: Tensor, mask: Tensor, ignored: List[int]) -> Tensor:
+    """Minimum Bayes risk: each candidate's mean sentence BLEU against the other candidates.
+
+    BLEU is computed on token ids, up to 4-grams, with add-one smoothing of the orders above 1
+    (Lin and Och, 2004) and the brevity penalty.
+
+    Args:
+        tokens: (S, C, T) ids.
+        mask: (S, C, T) True at real tokens.
+        ignored: ids that are no words (end of sentence).
+    Returns:
+        (S, C) utilities in [0, 1]; zeros where C is 1.
+    """
+    for symbol in ignored:
+        mask = mask & tokens.ne(symbol)
+    tokens, mask = _compact(tokens, mask)
+    candidates = tokens.size(1)
+    length = mask.sum(-1).double()
+    log_precision = 0.0
+    grams, valid = torch.zeros_like(tokens), mask
+    for order in range(1, MAX_ORDER + 1):
+        grams, valid = _extend(grams, valid, tokens, mask, order)
+        matches, total = _clipped_matches(grams, valid), valid.sum(-1).double().unsqueeze(2)
+        smooth = float(order > 1)
+        log_precision = log_precision + ((matches + smooth) / (total + smooth).clamp(min=1)).log()
+    ratio = length.unsqueeze(1) / length.unsqueeze(2).clamp(min=1)
+    bleu = torch.exp(log_precision / MAX_ORDER + (1 - ratio).clamp(max=0))
+    bleu = bleu.masked_fill(torch.eye(candidates, dtype=torch.bool, device=bleu.device), 0)
+    return bleu.sum(2) / max(candidates - 1, 1)
+
+
+def _compact(tokens: Tensor, mask: Tensor):
+    """Move the real tokens of each row to its front."""
+    order = (~mask).long().argsort(dim=-1, stable=True)
+    return tokens.gather(-1, order), mask.gather(-1, order)
+
+
+def _extend(grams: Tensor, valid: Tensor, tokens: Tensor, mask: Tensor, order: int):
+    """Ids of the n-grams that begin at each position, dense within a batch, from those of n - 1."""
+    last = torch.zeros_like(tokens)
+    inside = torch.zeros_like(mask)
+    width = tokens.size(-1) - order + 1
+    if width > 0:
+        last[..., :width], inside[..., :width] = tokens[..., order - 1 :], mask[..., order - 1 :]
+    pairs = grams * (int(tokens.max()) + 1) + last
+    return torch.unique(pairs, return_inverse=True)[1], valid & inside
+
+
+def _clipped_matches(grams: Tensor, valid: Tensor) -> Tensor:
+    """(S, C, C): n-grams of candidate i found in candidate j, each counted at most as often as in j."""
+    counts = _counts(grams, valid)
+    matches = [torch.minimum(counts, counts[:, j : j + 1]).sum(-1) for j in range(counts.size(1))]
+    return torch.stack(matches, dim=2).double()
+
+
+def _counts(grams: Tensor, valid: Tensor) -> Tensor:
+    """How often each distinct n-gram of a sentence's candidates occurs in each: (S, C, G)."""
+    sentences, candidates, width = grams.shape
+    flat = grams.masked_fill(~valid, -1).flatten(1)
+    ordered, order = flat.sort(dim=1)
+    rank = (ordered[:, 1:] != ordered[:, :-1]).long().cumsum(1)
+    rank = torch.cat((rank.new_zeros(sentences, 1), rank), dim=1)
+    dense = torch.empty_like(rank).scatter_(1, order, rank).view(sentences, candidates, width)
+    counts = torch.zeros(sentences, candidates, int(rank.max()) + 1, device=grams.device)
+    return counts.scatter_add_(2, dense, valid.float())
+
+
+def autoregressive_score(model, src_tokens: Tensor, tokens: Tensor, mask: Tensor, eos: int, pad: int) -> Tensor:
+    """Mean log-probability of candidates (S, C, T) under an autoregressive fairseq model: (S, C)."""
+    sentences, candidates, width = tokens.shape
+    output = tokens.masked_fill(~mask, pad).view(-1, width)
+    previous = torch.cat((output.new_full((len(output), 1), eos), output[:, :-1]), dim=1)
+    lengths = src_tokens.ne(pad).sum(1)
+    encoded = model.encoder.forward_torchscript({"src_tokens": src_tokens, "src_lengths": lengths})
+    rows = torch.arange(sentences, device=tokens.device).repeat_interleave(candidates)
+    encoded = model.encoder.reorder_encoder_out(encoded, rows)
+    log_probs = model.get_normalized_probs(model.decoder(previous, encoder_out=encoded), log_probs=True)
+    chosen = log_probs.float().gather(2, output.unsqueeze(2)).view(sentences, candidates, width)
+    return mean_log_probability(chosen.masked_fill(~mask, 0), mask)

@@ -1,0 +1,131 @@
+"""The options of decoding, resolved from wherever fairseq keeps them into one frozen object."""
+
+from argparse import Namespace
+from dataclasses import dataclass, fields
+from typing import Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.configs import GenerationConfig
+
+from ..compat import FastDiSSError
+from ..diffusion.process import Process
+from ..diffusion.sampling import SELF_CONDITIONING, Sampler
+from ..diffusion.solvers import SOLVERS
+from ..models.config import option
+
+CHOICES = ("score", "mbr", "ar")
+
+
+@dataclass
+class DecodingConfig(FairseqDataclass):
+    """How to decode; the fields are options of the task."""
+
+    decoding_steps: Optional[int] = option(
+        None, "network evaluations K (default: --iter-decode-max-iter + 1, fairseq's convention)"
+    )
+    decoding_solver: ChoiceEnum(list(SOLVERS)) = option("renoise", "how a step moves z")
+    decoding_noise_factor: Optional[float] = option(
+        2.0, "noise factor of decoding; less than in training sharpens"
+    )
+    decoding_told_noise_factor: Optional[float] = option(
+        None,
+        "noise factor that the time told to the model stands for (default: that of training, which "
+        "tells it the grid time; --decoding-noise-factor's value tells the truth; more: of more noise)",
+    )
+    decoding_temperature: float = option(1.0, "scale of the noise that decoding starts from")
+    decoding_self_conditioning: ChoiceEnum(list(SELF_CONDITIONING)) = option(
+        "previous", "condition on the last step's estimate, on one made anew (2 K evaluations), or on none"
+    )
+    length_beam: Optional[int] = option(
+        None, "candidate lengths a sentence (default: --iter-decode-with-beam)"
+    )
+    noise_beam: int = option(1, "noise seeds a length")
+    decoding_choice: ChoiceEnum(list(CHOICES)) = option(
+        "score",
+        "choose among candidates by mean log-probability, by MBR (BLEU between candidates), or by an "
+        "autoregressive model given as second --path entry (also: --iter-decode-with-external-reranker)",
+    )
+    early_exit: bool = option(False, "stop a sentence when a step changes no token")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A decoding request, complete and checked."""
+
+    steps: int
+    sampler: Sampler
+    length_beam: int
+    noise_beam: int
+    choice: str
+    early_exit: bool
+    history: bool
+    seed: int
+
+
+def resolve(task_cfg, request, trained: Process) -> Decoding:
+    """Join the task's options with a request.
+
+    Args:
+        task_cfg: the task's configuration, which holds the fields of :class:`DecodingConfig`.
+        request: fairseq's GenerationConfig, or the Namespace of ``--eval-bleu-args``; where it has a
+            field of :class:`DecodingConfig`, that goes before the task's.
+        trained: the process the model was trained on.
+
+    Raises:
+        FastDiSSError: an unknown option in a Namespace, or a value out of its range.
+    """
+    if isinstance(request, Namespace):
+        _check_names(vars(request))
+    stock = GenerationConfig()
+
+    def value(name):
+        if hasattr(request, name):
+            return getattr(request, name)
+        return getattr(task_cfg if hasattr(task_cfg, name) else stock, name)
+
+    def given(name, otherwise):
+        return value(name) if value(name) is not None else otherwise
+
+    factor = given("decoding_noise_factor", trained.noise_factor)
+    try:
+        sampler = Sampler(
+            trained=trained,
+            noise_factor=factor,
+            told_noise_factor=given("decoding_told_noise_factor", trained.noise_factor),
+            temperature=value("decoding_temperature"),
+            solver=str(value("decoding_solver")),
+            self_conditioning=str(value("decoding_self_conditioning")),
+        )
+    except ValueError as error:
+        raise FastDiSSError(str(error)) from None
+    rerank = value("iter_decode_with_external_reranker")
+    return Decoding(
+        steps=positive("--decoding-steps", given("decoding_steps", value("iter_decode_max_iter") + 1)),
+        sampler=sampler,
+        length_beam=positive("--length-beam", given("length_beam", value("iter_decode_with_beam"))),
+        noise_beam=positive("--noise-beam", value("noise_beam")),
+        choice=_known_choice("ar" if rerank else str(value("decoding_choice"))),
+        early_exit=value("early_exit") and not value("iter_decode_force_max_iter"),
+        history=value("retain_iter_history"),
+        seed=task_cfg.seed,
+    )
+
+
+def positive(flag: str, value) -> int:
+    """``value`` as an int of at least 1, or FastDiSSError naming ``flag``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FastDiSSError(f"{flag} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def _known_choice(name: str) -> str:
+    if name not in CHOICES:
+        raise FastDiSSError(f"unknown choice '{name}' (known: {', '.join(CHOICES)})")
+    return name
+
+
+def _check_names(given) -> None:
+    known = {f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise FastDiSSError(f"unknown generation option in --eval-bleu-args: {', '.join(unknown)}")

@@ -1,0 +1,3 @@
+"""fairseq models."""
+
+from . import fastdiss  # noqa: F401

@@ -1,0 +1,185 @@
+"""The FastDiSS model for fairseq: encoder, latent embedding, denoiser and length predictor."""
+
+import contextlib
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from fairseq.models import BaseFairseqModel, register_model
+
+from ..compat import FastDiSSError
+from ..diffusion.process import Process
+from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
+from ..modules.denoiser import Denoiser, Memory
+from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
+from ..modules.encoder import Encoder
+from ..modules.length import LengthPredictor
+from ..modules.transformer import LayerConfig
+from .config import ARCHITECTURES, FastDiSSConfig, architecture_config
+
+
+class Source(NamedTuple):
+    """An encoded source: ``memory`` for the denoiser, ``length_logits`` (B, offsets) float32,
+    ``lengths`` (B,) of the source."""
+
+    memory: Memory
+    length_logits: Tensor
+    lengths: Tensor
+
+
+class TrainingOutput(NamedTuple):
+    """What the criterion needs: ``z_0`` (B, T, D); the training pass; ``logits`` (B, T, V) at the
+    estimate (anchor) or at z_0 (exact); ``length_loss`` (B,)."""
+
+    z_0: Tensor
+    training: TrainingPass
+    logits: Tensor
+    length_loss: Tensor
+
+
+class FastDiSSModel(BaseFairseqModel):
+    """Continuous diffusion on target embeddings, conditioned on an encoded source.
+
+    Args:
+        cfg: the options.
+        source_dictionary, target_dictionary: fairseq dictionaries.
+    """
+
+    def __init__(self, cfg: FastDiSSConfig, source_dictionary, target_dictionary):
+        super().__init__()
+        self.cfg, self.padding_idx = cfg, target_dictionary.pad()
+        self.process = Process(str(cfg.noise_schedule), cfg.noise_factor)
+        self.num_updates = 0
+        self.embedding = LatentEmbedding(len(target_dictionary), cfg.latent_dim)
+        self.encoder = self._build_encoder(source_dictionary)
+        positions = Positions(cfg.max_target_positions, cfg.decoder_embed_dim, cfg.decoder_learned_pos)
+        layer = self._layer_config("decoder", memory_dim=cfg.encoder_embed_dim)
+        self.denoiser = Denoiser(layer, cfg.decoder_layers, cfg.latent_dim, positions)
+        self.length = LengthPredictor(cfg.encoder_embed_dim, cfg.max_length_offset)
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        """Build from options and a task with dictionaries.
+
+        Raises:
+            FastDiSSError: options that do not fit each other or the dictionaries.
+        """
+        check_config(cfg, task.source_dictionary, task.target_dictionary)
+        return cls(cfg, task.source_dictionary, task.target_dictionary)
+
+    def _layer_config(self, side: str, memory_dim: Optional[int] = None) -> LayerConfig:
+        cfg = self.cfg
+        return LayerConfig(
+            dim=getattr(cfg, f"{side}_embed_dim"),
+            ffn_dim=getattr(cfg, f"{side}_ffn_embed_dim"),
+            heads=getattr(cfg, f"{side}_attention_heads"),
+            dropout=cfg.dropout,
+            attention_dropout=cfg.attention_dropout,
+            activation_dropout=cfg.activation_dropout,
+            activation=str(cfg.activation_fn),
+            pre_norm=str(cfg.layer_norm_position) == "pre",
+            memory_dim=memory_dim,
+        )
+
+    def _build_encoder(self, dictionary) -> Encoder:
+        cfg, dim = self.cfg, self.cfg.encoder_embed_dim
+        if cfg.share_all_embeddings:
+            embedding = ProjectedEmbedding(self.embedding, dim)
+        else:
+            embedding = ScaledEmbedding(len(dictionary), dim, dictionary.pad())
+        positions = Positions(cfg.max_source_positions, dim, cfg.encoder_learned_pos)
+        return Encoder(self._layer_config("encoder"), cfg.encoder_layers, embedding, positions)
+
+    def set_num_updates(self, num_updates):
+        """Called by fairseq before each update; MANS and the noise depend on it."""
+        super().set_num_updates(num_updates)
+        self.num_updates = num_updates
+
+    def max_positions(self):
+        return self.cfg.max_source_positions, self.cfg.max_target_positions
+
+    def precision(self, device: torch.device):
+        """The context the networks run in: bfloat16 autocast where the options ask for it."""
+        if str(self.cfg.autocast) == "bf16":
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def encode(self, src_tokens: Tensor) -> Source:
+        """Encode (B, S) ids; sources longer than the model's positions are cut."""
+        src_tokens = cut(src_tokens, self.cfg.max_source_positions)
+        mask = src_tokens.ne(self.padding_idx)
+        with self.precision(src_tokens.device):
+            states = self.encoder(src_tokens, mask)
+            logits = self.length(states, mask)
+            return Source(self.denoiser.memory(states, mask), logits, mask.sum(1))
+
+    def denoise(self, z: Tensor, t: Tensor, z_bar: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+        """One network evaluation; shapes as in :class:`Denoiser`, z at its natural scale."""
+        scale = self.process.input_scale(t).unsqueeze(-1)
+        with self.precision(z.device):
+            return self.denoiser(z * scale, t, z_bar, mask, memory)
+
+    def token_logits(self, z: Tensor) -> Tensor:
+        """Scores of all tokens at z (..., D): (..., V)."""
+        with self.precision(z.device):
+            return self.embedding.logits(z)
+
+    def forward(self, src_tokens: Tensor, target: Tensor, plan: TrainingPlan) -> TrainingOutput:
+        """One training step; the only entry, so that data parallel sees every gradient.
+
+        Args:
+            src_tokens: (B, S) ids.
+            target: (B, T) ids with padding on the right, at most ``max_target_positions`` long.
+        """
+        source = self.encode(src_tokens)
+        mask = target.ne(self.padding_idx)
+        z_0 = self.embedding(target)
+
+        def denoise(z, t, z_bar, rows):
+            if rows is None:
+                return self.denoise(z, t, z_bar, mask, source.memory)
+            return self.denoise(z, t, z_bar, mask[rows], source.memory.select(rows))
+
+        def is_correct(estimate):
+            return self.token_logits(estimate).argmax(-1).eq(target) & mask
+
+        training = training_pass(denoise, is_correct, z_0, plan, self.process)
+        logits = self.token_logits(training.estimate if plan.rounding == "anchor" else z_0)
+        length_loss = self.length.loss(source.length_logits, source.lengths, mask.sum(1))
+        return TrainingOutput(z_0, training, logits, length_loss)
+
+
+def cut(tokens: Tensor, limit: int) -> Tensor:
+    """The first ``limit`` columns of right-padded tokens (B, S)."""
+    return tokens[:, :limit]
+
+
+def check_config(cfg, source_dictionary, target_dictionary) -> None:
+    """Raise FastDiSSError where options do not fit each other or the dictionaries."""
+    if cfg.share_all_embeddings and source_dictionary != target_dictionary:
+        raise FastDiSSError(
+            "--share-all-embeddings requires a joined dictionary (fairseq-preprocess --joined-dictionary)"
+        )
+    for side in ("encoder", "decoder"):
+        if getattr(cfg, f"{side}_embed_dim") % (2 * getattr(cfg, f"{side}_attention_heads")):
+            raise FastDiSSError(f"--{side}-embed-dim must be a multiple of twice --{side}-attention-heads")
+    if not cfg.noise_factor > 0:
+        raise FastDiSSError(f"--noise-factor must be positive, not {cfg.noise_factor}")
+
+
+def check_dictionary(model: torch.nn.Module, state_dict) -> None:
+    """Raise FastDiSSError where an embedding of the checkpoint has another number of tokens."""
+    for name, parameter in model.state_dict().items():
+        saved = state_dict.get(name)
+        table = "embed" in name and "position" not in name and parameter.dim() == 2
+        if table and saved is not None and saved.shape[1:] == parameter.shape[1:]:
+            if len(saved) != len(parameter):
+                raise FastDiSSError(
+                    f"the dictionary does not fit the checkpoint: the dictionary has {len(parameter)} "
+                    f"types, the checkpoint {len(saved)} ({name})"
+                )
+
+
+for _name in ARCHITECTURES:
+    register_model(_name, dataclass=architecture_config(_name))(type(_name, (FastDiSSModel,), {}))

@@ -1,0 +1,1 @@
+"""The networks: embeddings, transformer layers, the denoiser and the length predictor."""

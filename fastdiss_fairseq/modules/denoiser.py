@@ -1,0 +1,65 @@
+"""The denoiser D(z_t, t, z_bar, x): an estimate of z_0."""
+
+from typing import NamedTuple, Tuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from fairseq.modules.fairseq_dropout import FairseqDropout
+
+from .embedding import Positions, TimeEmbedding
+from .transformer import KeyValues, LayerConfig, TransformerLayer, final_norm
+
+
+class Memory(NamedTuple):
+    """The source as the denoiser sees it: keys and values a layer, computed once a sentence.
+    ``mask`` (S, L) is True at real source tokens."""
+
+    layers: Tuple[KeyValues, ...]
+    mask: Tensor
+
+    def select(self, rows: Tensor) -> "Memory":
+        """The memory of the sentences ``rows`` alone."""
+        return Memory(tuple(layer.select(rows) for layer in self.layers), self.mask[rows])
+
+
+class Denoiser(nn.Module):
+    """A bidirectional transformer on z_t and the self-conditioning estimate.
+
+    Args:
+        cfg: layer sizes, with ``memory_dim`` the encoder's width.
+        latent_dim: D.
+    """
+
+    def __init__(self, cfg: LayerConfig, layers: int, latent_dim: int, positions: Positions):
+        super().__init__()
+        self.input = nn.Linear(2 * latent_dim, cfg.dim)
+        self.time, self.positions = TimeEmbedding(cfg.dim), positions
+        self.dropout = FairseqDropout(cfg.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(cfg) for _ in range(layers))
+        self.norm = final_norm(cfg.dim, cfg.pre_norm)
+        self.output = nn.Linear(cfg.dim, latent_dim)
+
+    def memory(self, states: Tensor, mask: Tensor) -> Memory:
+        """Cross-attention keys and values of encoder states (S, L, d)."""
+        return Memory(tuple(layer.cross_attention.project(states) for layer in self.layers), mask)
+
+    def forward(self, z: Tensor, t: Tensor, z_bar: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+        """Estimate z_0.
+
+        Args:
+            z: (B, T, D), scaled to unit variance.
+            t: (B, 1) or (B, T) times in [0, 1].
+            z_bar: (B, T, D) self-conditioning estimate, zero where there is none.
+            mask: (B, T), True at real positions.
+            memory: of B sentences, or of S where B is a multiple of S (candidates of one sentence
+                follow each other).
+        Returns:
+            (B, T, D) float32.
+        """
+        x = self.input(torch.cat((z, z_bar), dim=-1).type_as(self.input.weight))
+        x = self.dropout(x + self.time(t) + self.positions(mask).type_as(x))
+        for layer, key_values in zip(self.layers, memory.layers):
+            x = layer(x, mask, key_values, memory.mask)
+        return self.output(self.norm(x)).float()

@@ -1,0 +1,45 @@
+"""Length prediction: p(T | x), as an offset against the source length."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class LengthPredictor(nn.Module):
+    """A softmax over target minus source length, from the mean encoder state.
+
+    Args:
+        dim: encoder width.
+        max_offset: offsets lie in [-max_offset, max_offset]; gold offsets beyond are clipped.
+    """
+
+    def __init__(self, dim: int, max_offset: int):
+        super().__init__()
+        self.max_offset = max_offset
+        self.output = nn.Linear(dim, 2 * max_offset + 1)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Encoder states (B, S, d), mask (B, S); returns logits (B, 2 max_offset + 1) float32."""
+        weights = mask.unsqueeze(-1).type_as(states)
+        return self.output((states * weights).sum(1) / weights.sum(1)).float()
+
+    def loss(self, logits: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Negative log-likelihood (B,) of target lengths (B,) given source lengths (B,)."""
+        offset = (target - source).clamp(-self.max_offset, self.max_offset)
+        return F.cross_entropy(logits, offset + self.max_offset, reduction="none")
+
+    def top(self, logits: Tensor, source: Tensor, beam: int, longest: int) -> Tensor:
+        """The ``beam`` likeliest lengths of each sentence, likeliest first: (B, beam).
+
+        Lengths lie in [1, longest]; where fewer than ``beam`` of them can be predicted, the
+        likeliest one is repeated.
+        """
+        offsets = torch.arange(-self.max_offset, self.max_offset + 1, device=logits.device)
+        lengths = source.unsqueeze(1) + offsets
+        possible = (lengths >= 1) & (lengths <= longest)
+        possible[:, 0] |= ~possible.any(1)  # a source far longer than the longest target
+        scores = logits.masked_fill(~possible, -float("inf"))
+        values, best = scores.topk(min(beam, scores.size(1)), dim=1)
+        best = torch.where(values == -float("inf"), best[:, :1], best)
+        return lengths.clamp(1, longest).gather(1, best)

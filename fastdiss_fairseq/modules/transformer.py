@@ -1,0 +1,139 @@
+"""Transformer layers without causality, shared by the encoder and the denoiser.
+
+fairseq's own layers are not used: their keys differ between fairseq 0.12.2 and main, so checkpoints
+would not load across the two, and they compute cross-attention keys and values anew at every step.
+Layer norm and dropout are fairseq's (NVIDIA apex' fused layer norm is used where it is installed).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+import torch.nn as nn
+from torch import Tensor
+
+from fairseq import utils
+from fairseq.modules import LayerNorm
+from fairseq.modules.fairseq_dropout import FairseqDropout
+
+from ..compat import scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """The sizes of one layer; ``memory_dim`` None: no cross-attention."""
+
+    dim: int
+    ffn_dim: int
+    heads: int
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+    activation: str
+    pre_norm: bool
+    memory_dim: Optional[int] = None
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of an attention, (B, heads, S, d / heads)."""
+
+    keys: Tensor
+    values: Tensor
+
+    def select(self, rows: Tensor) -> "KeyValues":
+        return KeyValues(self.keys[rows], self.values[rows])
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values can be computed once and reused."""
+
+    def __init__(self, dim: int, heads: int, dropout: float, memory_dim: Optional[int] = None):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(memory_dim or dim, 2 * dim)
+        self.output = nn.Linear(dim, dim)
+        for layer, gain in ((self.query, 0.5**0.5), (self.key_value, 0.5**0.5), (self.output, 1)):
+            nn.init.xavier_uniform_(layer.weight, gain=gain)
+            nn.init.zeros_(layer.bias)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def project(self, memory: Tensor) -> KeyValues:
+        """Keys and values of a memory (B, S, d_memory)."""
+        return KeyValues(*map(self._split, self.key_value(memory).chunk(2, dim=-1)))
+
+    def forward(self, x: Tensor, memory: KeyValues, mask: Tensor) -> Tensor:
+        """x (B, T, d); mask (B, S), True at positions to attend to."""
+        attended = scaled_dot_product_attention(
+            self._split(self.query(x)),
+            memory.keys,
+            memory.values,
+            attn_mask=mask[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.output(attended.transpose(1, 2).reshape(x.shape))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, cfg: LayerConfig):
+        super().__init__()
+        self.inner = nn.Linear(cfg.dim, cfg.ffn_dim)
+        self.outer = nn.Linear(cfg.ffn_dim, cfg.dim)
+        self.activation = utils.get_activation_fn(cfg.activation)
+        self.dropout = FairseqDropout(cfg.activation_dropout)
+        for layer in (self.inner, self.outer):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.dropout(self.activation(self.inner(x))))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, cross-attention where the layer has a memory, and a feed-forward network."""
+
+    def __init__(self, cfg: LayerConfig):
+        super().__init__()
+        self.pre_norm = cfg.pre_norm
+        self.self_attention = Attention(cfg.dim, cfg.heads, cfg.attention_dropout)
+        self.self_norm = LayerNorm(cfg.dim)
+        if cfg.memory_dim is not None:
+            self.cross_attention = Attention(cfg.dim, cfg.heads, cfg.attention_dropout, cfg.memory_dim)
+            self.cross_norm = LayerNorm(cfg.dim)
+        self.feed_forward = FeedForward(cfg)
+        self.ffn_norm = LayerNorm(cfg.dim)
+        self.dropout = FairseqDropout(cfg.dropout)
+
+    def _residual(self, x: Tensor, norm: nn.Module, block) -> Tensor:
+        if self.pre_norm:
+            return x + self.dropout(block(norm(x)))
+        return norm(x + self.dropout(block(x)))
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        memory: Optional[KeyValues] = None,
+        memory_mask: Optional[Tensor] = None,
+    ) -> Tensor:
+        """x (B, T, d), mask (B, T).
+
+        The memory holds one row a sentence (S, heads, L, d / heads), memory_mask (S, L); where B is a
+        multiple of S, each sentence's B / S candidates share its row without copies.
+        """
+        x = self._residual(
+            x, self.self_norm, lambda y: self.self_attention(y, self.self_attention.project(y), mask)
+        )
+        if memory is not None:
+            x = self._residual(x, self.cross_norm, lambda y: self._attend(y, memory, memory_mask))
+        return self._residual(x, self.ffn_norm, self.feed_forward)
+
+    def _attend(self, x: Tensor, memory: KeyValues, mask: Tensor) -> Tensor:
+        together = x.reshape(mask.size(0), -1, x.size(-1))
+        return self.cross_attention(together, memory, mask).view(x.shape)
+
+
+def final_norm(dim: int, pre_norm: bool) -> nn.Module:
+    """The norm after the last layer: pre-norm stacks need one, post-norm stacks end in one."""
+    return LayerNorm(dim) if pre_norm else nn.Identity()

@@ -1,0 +1,3 @@
+"""fairseq tasks."""
+
+from . import fastdiss  # noqa: F401

@@ -1,0 +1,127 @@
+"""The FastDiSS task: fairseq's translation task, decoding in K steps and losing no sentence."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+from omegaconf import II
+
+from fairseq import utils
+from fairseq.data import data_utils
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from ..compat import FastDiSSError, before_loading
+from ..generation.config import DecodingConfig, resolve
+from ..generation.generator import FastDiSSGenerator, check_models
+from ..models.config import option
+from ..models.fastdiss import check_dictionary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FastDiSSTaskConfig(TranslationConfig, DecodingConfig):
+    """The translation task's options and those of decoding."""
+
+    left_pad_source: bool = option(False, "pad the source on the left")
+    seed: int = II("common.seed")
+    bf16: bool = II("common.bf16")
+    num_shards: int = II("dataset.num_shards")
+    shard_id: int = II("dataset.shard_id")
+
+
+@register_task("fastdiss", dataclass=FastDiSSTaskConfig)
+class FastDiSSTask(TranslationTask):
+    """Sequence-to-sequence with FastDiSS models on ``fairseq-preprocess``'s data."""
+
+    @classmethod
+    def setup_task(cls, cfg: FastDiSSTaskConfig, **kwargs):
+        """Load the dictionaries.
+
+        Raises:
+            FastDiSSError: ``--bf16``, or a data folder, language or dictionary that is missing.
+        """
+        if cfg.bf16:
+            raise FastDiSSError(
+                "fairseq's --bf16 is for TPUs; for bfloat16 on a GPU or CPU train with --autocast bf16"
+            )
+        check_data(cfg)
+        return super().setup_task(cfg, **kwargs)
+
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        try:
+            super().load_dataset(split, epoch, combine, **kwargs)
+        except FileNotFoundError:
+            pair = f"{self.cfg.source_lang}-{self.cfg.target_lang}"
+            raise FastDiSSError(f"no split '{split}' ({pair}) in {self.cfg.data}") from None
+
+    def build_model(self, cfg, from_checkpoint=False):
+        model = super().build_model(cfg, from_checkpoint)
+        before_loading(model, check_dictionary)
+        return model
+
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **unused):
+        """A generator for ``models`` with the task's options and those of the request ``args``."""
+        if getattr(args, "score_reference", False):
+            raise FastDiSSError("FastDiSS has no token-by-token likelihood: --score-reference is not offered")
+        check_models(models[:1], "score")
+        decoding = resolve(self.cfg, args, models[0].process)
+        check_models(models, decoding.choice)
+        return FastDiSSGenerator(self.target_dictionary, decoding)
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+        limit = self.cfg.max_source_positions
+        src_tokens = [tokens[:limit] for tokens in src_tokens]
+        src_lengths = [min(length, limit) for length in src_lengths]
+        return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
+
+    def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
+        """Over-long sentences leave the training set only; elsewhere the model cuts what it reads."""
+        if self._is_training_set(dataset):
+            return super().filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
+        return indices
+
+    def get_batch_iterator(
+        self, dataset, max_tokens=None, num_shards=1, shard_id=0, num_workers=0, data_buffer_size=0, **others
+    ):
+        """fairseq's iterator, made safe.
+
+        Newer fairseq drops the last sentences where their number is no multiple of
+        ``--required-batch-size-multiple``, so that option is not passed on.  Outside the training
+        set a sentence longer than ``max_tokens`` still makes a batch, and ``--num-shards`` with
+        ``--shard-id``, which fairseq-generate ignores, split the data.  Without worker processes
+        nothing is prefetched, since a prefetching thread can crash the process at exit.
+        """
+        others["required_batch_size_multiple"] = 1
+        if not self._is_training_set(dataset):
+            if max_tokens is not None and len(dataset) > 0:
+                max_tokens = max(max_tokens, max(map(dataset.num_tokens, range(len(dataset)))))
+            if self.cfg.num_shards > 1 and num_shards == 1:
+                num_shards, shard_id = self.cfg.num_shards, self.cfg.shard_id
+        return super().get_batch_iterator(
+            dataset,
+            max_tokens=max_tokens,
+            num_shards=num_shards,
+            shard_id=shard_id,
+            num_workers=num_workers,
+            data_buffer_size=data_buffer_size if num_workers > 0 else 0,
+            **others,
+        )
+
+    def _is_training_set(self, dataset) -> bool:
+        return dataset is self.datasets.get(self.cfg.train_subset)
+
+
+def check_data(cfg: FastDiSSTaskConfig) -> None:
+    """Raise FastDiSSError where the data folder lacks what the task reads first; fills in languages."""
+    folder = utils.split_paths(cfg.data)[0]
+    if not os.path.isdir(folder):
+        raise FastDiSSError(f"no data folder {folder}: make it with fairseq-preprocess")
+    if cfg.source_lang is None or cfg.target_lang is None:
+        cfg.source_lang, cfg.target_lang = data_utils.infer_language_pair(folder)
+    for language in (cfg.source_lang, cfg.target_lang):
+        if language is None:
+            raise FastDiSSError(f"cannot infer the languages from {folder}: give --source-lang and --target-lang")
+        if not os.path.isfile(os.path.join(folder, f"dict.{language}.txt")):
+            raise FastDiSSError(f"no dictionary dict.{language}.txt in {folder}")
