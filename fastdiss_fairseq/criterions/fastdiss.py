@@ -157,9 +157,9 @@ class FastDiSSLoss(FairseqCriterion):
 
 def smoothed_nll(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """Cross-entropy (B, T) in float32 of logits (B, T, V), with uniform label smoothing."""
-    return F.cross_entropy(
-        logits.float().transpose(1, 2), target, reduction="none", label_smoothing=smoothing
-    )
+    flat = logits.float().flatten(0, 1)  # (B T, V): the softmax is slow over any but the last dimension
+    losses = F.cross_entropy(flat, target.flatten(), reduction="none", label_smoothing=smoothing)
+    return losses.view_as(target)
 
 
 def perturbation_from(cfg: FastDiSSLossConfig) -> Perturbation:

@@ -13,6 +13,9 @@ from ..models.fastdiss import FastDiSSModel, Source
 from .choice import autoregressive_score, mbr, mean_log_probability
 from .config import Decoding, positive
 
+#: Positions rounded at a time, which bounds the memory of their logits over the vocabulary.
+ROUNDED_AT_ONCE = 4096
+
 
 class Candidates(NamedTuple):
     """Decoded candidates of S sentences: ``tokens``, ``log_probs`` and ``mask`` (S, C, T),
@@ -116,16 +119,24 @@ class FastDiSSGenerator:
         The last position is the end of sentence; no other is, and none is padding or <s>.
         """
         last = mask & ~torch.cat((mask[..., 1:], torch.zeros_like(mask[..., :1])), dim=-1)
+        words = mask & ~last
+        tokens = torch.full_like(mask, self.pad, dtype=torch.long).masked_fill(last, self.eos)
+        log_probs = torch.zeros_like(mask, dtype=torch.float)
+        pieces = [self._nearest(model, piece) for piece in estimate[words].split(ROUNDED_AT_ONCE)]
+        tokens[words] = torch.cat([piece[0] for piece in pieces])
+        log_probs[words] = torch.cat([piece[1] for piece in pieces])
+        return tokens, log_probs
+
+    def _nearest(self, model, estimate: Tensor):
         logits = model.token_logits(estimate).float()
-        logits[..., [self.pad, self.bos, self.eos]] = -float("inf")
+        logits[:, [self.pad, self.bos, self.eos]] = -float("inf")
         best, tokens = logits.max(-1)
-        log_probs = (best - logits.logsumexp(-1)).masked_fill(last | ~mask, 0)
-        return tokens.masked_fill(last, self.eos).masked_fill(~mask, self.pad), log_probs
+        return tokens, best - logits.logsumexp(-1)
 
     def choose(self, models, src_tokens: Tensor, found: Candidates, choice: str) -> Tensor:
-        """Scores (S, C) by which candidates are ordered."""
+        """Scores (S, C) by which candidates are ordered: logarithms, since fairseq prints in base 2."""
         if choice == "mbr":
-            return mbr(found.tokens, found.mask, [self.eos])
+            return mbr(found.tokens, found.mask, [self.eos]).clamp(min=1e-9).log()
         if choice == "ar":
             return autoregressive_score(
                 models[1], src_tokens, found.tokens, found.mask, self.eos, self.pad

@@ -1,0 +1,37 @@
+"""Packaging; the environment markers choose the fairseq distribution that runs on each Python."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "fastdiss_fairseq/__init__.py").read_text()).group(1)
+
+setup(
+    name="fastdiss-fairseq",
+    version=VERSION,
+    description="FastDiSS: few-step continuous diffusion for sequence-to-sequence text, as a fairseq extension",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.8",
+    packages=find_packages(include=["fastdiss_fairseq", "fastdiss_fairseq.*"]),
+    install_requires=[
+        'torch>=2.6; python_version >= "3.11"',
+        've-fairseq==0.12.3; python_version >= "3.11"',
+        'torch>=1.12,<1.14; python_version < "3.11"',
+        'torchaudio>=0.12,<0.14; python_version < "3.11"',
+        'fairseq==0.12.2; python_version < "3.11"',
+        'numpy<2; python_version < "3.11"',
+        "sacrebleu>=2",
+        "sacremoses",
+        "subword-nmt",
+    ],
+    extras_require={"test": ["pytest"], "rouge": ["rouge-score"]},
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
