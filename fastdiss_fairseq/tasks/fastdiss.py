@@ -82,6 +82,11 @@ class FastDiSSTask(TranslationTask):
             return super().filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
         return indices
 
+    def can_reuse_epoch_itr(self, dataset):
+        """Training batches are made anew each epoch: reused ones would depend on the epoch that the
+        process started in, and resuming would not equal never having stopped."""
+        return not self._is_training_set(dataset) and super().can_reuse_epoch_itr(dataset)
+
     def get_batch_iterator(
         self, dataset, max_tokens=None, num_shards=1, shard_id=0, num_workers=0, data_buffer_size=0, **others
     ):

@@ -1,0 +1,192 @@
+"""fairseq's commands with the plugin, as a user types them."""
+
+import random
+
+import pytest
+import torch
+
+from conftest import PLUGIN, ROOT, TRAINING, command, fastdiss, generate, lines, preprocess, train, write_pairs
+
+
+def load(path):
+    """A checkpoint as torch loads it by default: with ``weights_only`` on."""
+    import fastdiss_fairseq  # noqa: F401  (allows fairseq's classes)
+
+    return torch.load(path)
+
+
+def test_training_logs_the_method_and_keeps_the_best(run):
+    log = (run / "log").read_text()
+    for name in ("diffusion_loss", "rounding_accuracy", "mans_moved", "scp_gap", "bleu"):
+        assert f"{name}=" in log or f"{name} " in log
+    assert (run / "checkpoint_best.pt").exists()
+    meters = load(run / "checkpoint_best.pt")["extra_state"]
+    assert "best" in meters and meters["best"] >= 0
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_generate_loses_no_sentence(data, checkpoint, steps):
+    done = generate(data, checkpoint, "--decoding-steps", steps, "--print-step")
+    assert sorted(map(int, lines(done.stdout, "H"))) == list(range(10))
+    assert all(rest == [str(steps)] for rest in lines(done.stdout, "I").values())
+    assert "Translated 10 sentences" in done.stderr + done.stdout
+
+
+def test_one_line_test_set(text, tmp_path, checkpoint, data):
+    for split, count in (("train", 3), ("valid", 1), ("test", 1)):
+        write_pairs(tmp_path, split, count, random.Random(1))
+    dictionary = data / "dict.src.txt"
+    small = preprocess(tmp_path, tmp_path / "bin", "--srcdict", dictionary, "--tgtdict", data / "dict.tgt.txt")
+    assert list(lines(generate(small, checkpoint).stdout, "H")) == ["0"]
+
+
+def test_output_does_not_depend_on_batches_or_shards(data, checkpoint):
+    options = ["--decoding-steps", 3, "--noise-beam", 2, "--batch-size", 3]
+    whole = lines(generate(data, checkpoint, *options).stdout, "H")
+    single = lines(generate(data, checkpoint, *options[:-1], 1).stdout, "H")
+    shards = [
+        lines(generate(data, checkpoint, *options, "--num-shards", 2, "--shard-id", k).stdout, "H")
+        for k in (0, 1)
+    ]
+    text_of = lambda found: {key: rest[0].split("\t")[1] for key, rest in found.items()}
+    assert text_of(whole) == text_of(single)
+    assert not set(shards[0]) & set(shards[1])
+    assert text_of(whole) == text_of({**shards[0], **shards[1]})
+
+
+def test_nbest_history_and_fairseq_flags(data, checkpoint):
+    done = generate(
+        data, checkpoint, "--iter-decode-max-iter", 1, "--iter-decode-with-beam", 3, "--noise-beam", 2,
+        "--decoding-choice", "mbr", "--nbest", 4, "--retain-iter-history", "--print-step",
+    )
+    assert all(len(rest) == 4 for rest in lines(done.stdout, "H").values())
+    assert set(lines(done.stdout, "I")["0"]) == {"2"}
+    assert {"0_0", "0_1"} <= set(lines(done.stdout, "E")) and "0_2" not in lines(done.stdout, "E")
+    scores = [float(rest.split("\t")[0]) for rest in lines(done.stdout, "H")["0"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_reranking_by_an_autoregressive_model(data, checkpoint, transformer):
+    pair = f"{checkpoint}:{transformer}"
+    done = generate(data, pair, "--decoding-choice", "ar", "--length-beam", 3, "--decoding-steps", 2)
+    flag = generate(
+        data, pair, "--iter-decode-with-external-reranker", "--iter-decode-with-beam", 3, "--decoding-steps", 2
+    )
+    assert len(lines(done.stdout, "H")) == 10
+    assert lines(done.stdout, "H") == lines(flag.stdout, "H")
+
+
+def test_interactive_answers_every_line(data, checkpoint):
+    text = "s1 s2 s3\n\n" + "s4 " * 3000 + "\nunseen words\n"
+    done = fastdiss(
+        "interactive", data, "--path", checkpoint, "--cpu", "--decoding-steps", 2, stdin=text,
+        *["--source-lang", "src", "--target-lang", "tgt"],
+    )
+    assert sorted(lines(done.stdout, "H")) == ["0", "1", "2", "3"]
+
+
+def test_interactive_agrees_with_generate(data, checkpoint, text):
+    source = (text / "test.src").read_text()
+    options = ["--decoding-steps", 3, "--path", checkpoint, "--cpu"]
+    typed = fastdiss("interactive", data, *options, "-s", "src", "-t", "tgt", stdin=source)
+    batch = fastdiss("generate", data, *options)
+    text_of = lambda done: {key: rest[0].split("\t")[1] for key, rest in lines(done.stdout, "H").items()}
+    assert text_of(typed) == text_of(batch)
+
+
+def test_validate_reports_losses(data, checkpoint):
+    done = fastdiss("validate", data, "--path", checkpoint, "--cpu", "--valid-subset", "valid", "--max-tokens", 400)
+    assert "rounding_accuracy" in done.stdout + done.stderr
+
+
+def test_score_reads_the_output(data, checkpoint, tmp_path):
+    out = generate(data, checkpoint).stdout
+    for kind, name in (("H", "sys"), ("T", "ref")):
+        rows = sorted(lines(out, kind).items(), key=lambda item: int(item[0]))
+        (tmp_path / name).write_text("".join(rest[0].split("\t")[-1] + "\n" for _, rest in rows))
+    done = command("score", "--sys", tmp_path / "sys", "--ref", tmp_path / "ref")
+    assert "BLEU4 = " in done.stdout
+
+
+def test_hydra_trains_from_the_shipped_configuration(data, tmp_path):
+    folder = ROOT / "examples" / "translation" / "config"
+    done = command(
+        "hydra-train", f"--config-dir={folder}", "--config-name=multi30k_tiny", f"task.data={data}",
+        f"common.user_dir={PLUGIN}", "task.eval_bleu=false", "checkpoint.best_checkpoint_metric=loss",
+        "checkpoint.maximize_best_checkpoint_metric=false", "common.cpu=true", "optimization.max_update=3",
+        f"checkpoint.save_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}", "dataset.num_workers=0",
+        "task.source_lang=src", "task.target_lang=tgt", cwd=tmp_path,
+    )
+    state = load(tmp_path / "run" / "checkpoint_last.pt")
+    assert state["optimizer_history"][-1]["num_updates"] == 3, done.stdout[-2000:]
+
+
+def test_resuming_equals_never_stopping(data, tmp_path):
+    through = ["--save-interval-updates", 5, "--mans-start", 2, "--mans-phase", "4,7"]
+    train(data, tmp_path / "whole", *through, "--max-update", 10)
+    train(data, tmp_path / "parts", *through, "--max-update", 5)
+    train(data, tmp_path / "parts", *through, "--max-update", 10)
+    whole, parts = (load(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "parts"))
+    assert whole["optimizer_history"][-1]["num_updates"] == 10
+    for key, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][key]), key
+    states = whole["last_optimizer_state"]["state"], parts["last_optimizer_state"]["state"]
+    assert states[0].keys() == states[1].keys()
+    for index, state in states[0].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][index][name])), (index, name)
+
+
+def test_method_flags_and_bfloat16_train(data, tmp_path):
+    done = train(
+        data, tmp_path, "--max-update", 2, "--scp-rule", "uniform", "--scp-coupling", "fresh", "--scp-hops", 2,
+        "--mans-scale", 2, "--mans-phase", "[]", "--mans-start", 0, "--rounding", "exact", "--autocast", "bf16",
+        "--update-freq", 2, "--noise-schedule", "cosine", "--label-smoothing", 0.1, "--share-all-embeddings",
+        "--encoder-learned-pos", "--decoder-learned-pos", "--layer-norm-position", "post",
+    )
+    assert "num_updates 2" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("arch", ["nonautoregressive_transformer", "cmlm_transformer", "levenshtein_transformer"])
+@pytest.mark.slow
+def test_stock_baselines_share_the_data(data, tmp_path, arch):
+    common = ["--user-dir", PLUGIN, "--task", "translation_lev", "--required-batch-size-multiple", 1]
+    loss = {"cmlm_transformer": "nat_loss", "nonautoregressive_transformer": "nat_loss"}.get(arch, "nat_loss")
+    noise = {"levenshtein_transformer": "random_delete", "cmlm_transformer": "random_mask"}.get(arch, "full_mask")
+    command(
+        "train", data, *common, "--arch", arch, "--criterion", loss, "--noise", noise, *TRAINING,
+        "--encoder-layers", 1, "--decoder-layers", 1, "--max-update", 2, "--save-dir", tmp_path,
+        "--apply-bert-init", "--share-all-embeddings", "--pred-length-offset", "--length-loss-factor", 0.1,
+    ) if arch != "levenshtein_transformer" else command(
+        "train", data, *common, "--arch", arch, "--criterion", loss, "--noise", noise, *TRAINING,
+        "--encoder-layers", 1, "--decoder-layers", 1, "--max-update", 2, "--save-dir", tmp_path,
+    )
+    done = command(
+        "generate", data, *common, "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--iter-decode-max-iter", 2
+    )
+    assert len(lines(done.stdout, "H")) == 10
+
+
+def test_stock_transformer_loads_with_safe_loading(data, transformer):
+    done = command(
+        "generate", data, "--user-dir", PLUGIN, "--path", transformer, "--cpu", "--required-batch-size-multiple", 1
+    )
+    assert len(lines(done.stdout, "H")) == 10
+
+
+@pytest.mark.slow
+def test_overfits_a_few_sentences(tmp_path):
+    """The whole chain can learn: fifty training sentences are reproduced at every K."""
+    write_pairs(tmp_path, "train", 50, random.Random(5))
+    for split in ("valid", "test"):
+        for side in ("src", "tgt"):
+            (tmp_path / f"{split}.{side}").write_text((tmp_path / f"train.{side}").read_text())
+    data = preprocess(tmp_path, tmp_path / "bin", "--joined-dictionary")
+    train(
+        data, tmp_path / "run", "--max-update", 900, "--encoder-embed-dim", 64, "--decoder-embed-dim", 64,
+        "--dropout", 0, "--disable-validation", "--log-interval", 100, "--clip-norm", 1,
+    )
+    for steps in (1, 5, 20):
+        done = generate(data, tmp_path / "run" / "checkpoint_last.pt", "--decoding-steps", steps)
+        bleu = float(done.stdout.rsplit("BLEU4 = ", 1)[1].split(",")[0])
+        assert bleu > 90, (steps, bleu)
