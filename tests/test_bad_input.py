@@ -47,6 +47,7 @@ def test_generate(data, checkpoint, options, words):
         (["--noise-schedule", "square"], "invalid choice"),
         (["--noise-factor", "-1"], "--noise-factor"),
         (["--decoder-attention-heads", "5"], "--decoder-attention-heads"),
+        (["--fp16"], "needs a GPU"),
         (["--bf16"], "--autocast bf16"),
         (["--eval-bleu", "--eval-bleu-args", '{"decoding_step": 3}'], "decoding_step"),
         (["--eval-bleu", "--eval-bleu-args", '{"decoding_steps": 0}'], "at least 1"),

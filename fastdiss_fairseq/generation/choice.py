@@ -46,7 +46,7 @@ def mbr(tokens: Tensor, mask: Tensor, ignored: List[int]) -> Tensor:
 
 def _compact(tokens: Tensor, mask: Tensor):
     """Move the real tokens of each row to its front."""
-    order = (~mask).long().argsort(dim=-1, stable=True)
+    order = (~mask).long().sort(dim=-1, stable=True).indices
     return tokens.gather(-1, order), mask.gather(-1, order)
 
 

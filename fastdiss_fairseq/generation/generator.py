@@ -144,7 +144,7 @@ class FastDiSSGenerator:
         return mean_log_probability(found.log_probs, found.mask)
 
     def _hypotheses(self, found: Candidates, scores: Tensor, decoding: Decoding):
-        order = scores.argsort(dim=1, descending=True, stable=True)
+        order = scores.sort(dim=1, descending=True, stable=True).indices
         return [
             [self._hypothesis(found, scores, i, j, decoding.history) for j in row]
             for i, row in enumerate(order.tolist())

@@ -40,6 +40,7 @@ class Denoiser(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(cfg) for _ in range(layers))
         self.norm = final_norm(cfg.dim, cfg.pre_norm)
         self.output = nn.Linear(cfg.dim, latent_dim)
+        nn.init.normal_(self.output.weight, std=0.1 * cfg.dim**-0.5)  # estimates begin near the mean, 0
 
     def memory(self, states: Tensor, mask: Tensor) -> Memory:
         """Cross-attention keys and values of encoder states (S, L, d)."""

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 
+import torch
 from omegaconf import II
 
 from fairseq import utils
@@ -27,6 +28,8 @@ class FastDiSSTaskConfig(TranslationConfig, DecodingConfig):
     left_pad_source: bool = option(False, "pad the source on the left")
     seed: int = II("common.seed")
     bf16: bool = II("common.bf16")
+    fp16: bool = II("common.fp16")
+    cpu: bool = II("common.cpu")
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
 
@@ -57,6 +60,13 @@ class FastDiSSTask(TranslationTask):
             raise FastDiSSError(f"no split '{split}' ({pair}) in {self.cfg.data}") from None
 
     def build_model(self, cfg, from_checkpoint=False):
+        """Build a model, ours or a stock one (a reranker).
+
+        Raises:
+            FastDiSSError: training with ``--fp16`` and no GPU.
+        """
+        if self.cfg.fp16 and not from_checkpoint and (self.cfg.cpu or not torch.cuda.is_available()):
+            raise FastDiSSError("training with --fp16 needs a GPU; for bfloat16 on a CPU use --autocast bf16")
         model = super().build_model(cfg, from_checkpoint)
         before_loading(model, check_dictionary)
         return model

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# From nothing to a table: install, prepare a real corpus, train fastdiss_tiny, decode the test set.
+#
+#   scripts/quickstart.sh [--corpus NAME] [--minutes N] [--output FOLDER]
+#
+# --corpus   multi30k (default), debian_synopses or debian_de_en
+# --minutes  time for training (default 9)
+# --output   where checkpoints, outputs and the table go (default: runs/quickstart_CORPUS)
+#
+# A GPU is used where there is one.  A second run reuses the environment, the data and the model; a
+# training that was interrupted goes on.  Options of the environment: see scripts/environment.sh.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+corpus=multi30k minutes=9 output=
+while [[ $# -gt 0 ]]; do
+    [[ $# -ge 2 ]] || die "$1 needs a value"
+    case $1 in
+        --corpus) corpus=$2 ;;
+        --minutes) minutes=$2 ;;
+        --output) output=$2 ;;
+        *) die "unknown option $1 (known: --corpus, --minutes, --output)" ;;
+    esac
+    shift 2
+done
+[[ $minutes =~ ^[0-9]*[1-9][0-9]*$ ]] || die "--minutes must be a whole number of at least 1, not $minutes"
+output=${output:-runs/quickstart_$corpus}
+
+detokenise=(--eval-bleu-detok moses --eval-bleu-detok-args '{"target_lang": "en"}')
+case $corpus in
+    multi30k) recipe=translation/multi30k name=multi30k_de_en pair=(de en) ;;
+    debian_de_en) recipe=translation/debian_de_en name=debian_de_en pair=(de en) ;;
+    debian_synopses) recipe=summarization/debian_synopses name=debian_synopses pair=(desc syn) ;;
+    *) die "unknown corpus $corpus (known: multi30k, debian_de_en, debian_synopses)" ;;
+esac
+
+cd "$root"
+data=data-bin/$name
+echo "== data"
+bash "examples/$recipe/prepare.sh"
+
+# The learning rate and the phases of MANS need to know how many updates there will be.
+device=(--cpu --num-workers 0)
+updates=$((minutes * 140))
+if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    device=(--autocast bf16)
+    updates=$((minutes * 900))
+fi
+
+echo "== training fastdiss_tiny for $minutes minutes (at most $updates updates); log: $output/train.log"
+mkdir -p "$output"
+if [[ ! -f $output/trained ]]; then
+    hours=$(python -c "print($minutes / 60)")
+    fairseq-train "$data" --user-dir fastdiss_fairseq --task fastdiss -s "${pair[0]}" -t "${pair[1]}" \
+        --arch fastdiss_tiny --criterion fastdiss_loss \
+        --optimizer adam --adam-betas '(0.9,0.98)' --lr 2e-3 --clip-norm 1 \
+        --lr-scheduler inverse_sqrt --warmup-updates $((updates / 5 < 400 ? updates / 5 : 400)) \
+        --max-tokens 2000 --max-update "$updates" --stop-time-hours "$hours" \
+        --validate-interval 1000 --validate-interval-updates $((updates / 3)) --batch-size-valid 128 \
+        --eval-bleu --eval-bleu-args '{"decoding_steps": 5}' --eval-bleu-remove-bpe "${detokenise[@]}" \
+        --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
+        --no-epoch-checkpoints --keep-interval-updates 1 --save-dir "$output" \
+        --log-format simple --log-interval 25 "${device[@]}" 2>&1 \
+        | tee "$output/train.log" | python scripts/show_progress.py
+    touch "$output/trained"
+fi
+
+echo "== decoding the test set"
+python scripts/decode_table.py "$data" "$output/checkpoint_best.pt" --reference "$data/raw/test.${pair[1]}" \
+    --steps 1 2 5 10 20 --output "$output"
