@@ -8,6 +8,8 @@ from . import compat
 
 compat.install_error_hook()
 compat.allow_checkpoint_classes()
+compat.name_numpy_modules()
+compat.drop_duplicate_parameters()
 compat.name_all_paths(__path__)
 
 from . import criterions, models, tasks  # noqa: E402,F401  (registration)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+
 
 class FastDiSSError(ValueError):
     """A mistake that the user can mend; commands show it as one line."""
@@ -39,22 +41,20 @@ def allow_checkpoint_classes() -> None:
     """
     if not hasattr(torch.serialization, "add_safe_globals"):
         return
-    multiarray = getattr(np, "_core", None) or np.core
-    reconstruct = multiarray.multiarray._reconstruct
     dtypes = {type(np.dtype(name)) for name in ("i8", "i4", "u8", "f8", "f4", "b1")}
     torch.serialization.add_safe_globals(
-        [
-            argparse.Namespace,
-            np.ndarray,
-            np.dtype,
-            reconstruct,
-            (reconstruct, "numpy.core.multiarray._reconstruct"),
-            (multiarray.multiarray.scalar, "numpy.core.multiarray.scalar"),
-            multiarray.multiarray.scalar,
-            *dtypes,
-            *_configuration_classes(),
-        ]
+        [argparse.Namespace, np.ndarray, np.dtype, *dtypes, *_array_makers(), *_configuration_classes()]
     )
+
+
+def _array_makers() -> list:
+    """numpy's functions that make arrays from pickles, under the names of numpy 1 and numpy 2."""
+    multiarray = (getattr(np, "_core", None) or np.core).multiarray
+    return [
+        (getattr(multiarray, function), f"numpy.{package}.multiarray.{function}")
+        for package in ("core", "_core")
+        for function in ("_reconstruct", "scalar")
+    ]
 
 
 def _configuration_classes() -> list:
@@ -76,6 +76,33 @@ def _configuration_classes() -> list:
         collections.defaultdict,
         _TensorPlaceholder,
     ]
+
+
+def name_numpy_modules() -> None:
+    """Let numpy before 1.26 read what numpy 2 saved, whose ``numpy.core`` is called ``numpy._core``."""
+    try:
+        import numpy._core.multiarray  # noqa: F401
+    except ImportError:
+        sys.modules["numpy._core"] = np.core
+        sys.modules["numpy._core.multiarray"] = np.core.multiarray
+
+
+def drop_duplicate_parameters() -> None:
+    """Let newer fairseq read stock transformers (rerankers, baselines) that fairseq 0.12.2 saved.
+
+    Its encoder layers save copies of their parameters, remade at each loading, which newer layers refuse.
+    """
+    layer = TransformerEncoderLayerBase
+    if "_load_from_state_dict" in vars(layer):  # fairseq 0.12.2 remakes the copies here
+        return
+
+    def load(self, state_dict, prefix, *others):
+        for name in ("in_proj", "out_proj", "fc1", "fc2"):
+            for kind in ("weight", "bias"):
+                state_dict.pop(f"{prefix}{name}_{kind}", None)
+        super(layer, self)._load_from_state_dict(state_dict, prefix, *others)
+
+    layer._load_from_state_dict = load
 
 
 def before_loading(module: torch.nn.Module, check) -> None:

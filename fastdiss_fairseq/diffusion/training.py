@@ -47,6 +47,7 @@ def training_pass(
     denoise: Callable[..., Tensor],
     is_correct: Callable[[Tensor], Tensor],
     z_0: Tensor,
+    mask: Tensor,
     plan: TrainingPlan,
     process: Process,
 ) -> TrainingPass:
@@ -56,6 +57,7 @@ def training_pass(
         denoise: ``(z, t, z_bar, rows) -> estimate`` for the sentences ``rows`` (all when None).
         is_correct: estimate (B, T, D) -> (B, T), True where it rounds to the target token.
         z_0: (B, T, D) target embeddings, float32.
+        mask: (B, T), True at real tokens.
     """
     t = uniform(fold(plan.key, "time")).unsqueeze(1)
     conditioned = uniform(fold(plan.key, "self-conditioning")) < plan.self_conditioning
@@ -68,25 +70,25 @@ def training_pass(
             token_t = token_times(t, moved, plan.beta)
         z_t = process.diffuse(z_0, token_t, noise)
     with torch.no_grad():
-        z_bar, gap = _self_condition(denoise, z_0, z_t, token_t, conditioned, first, plan, process)
+        z_bar, later = _self_condition(denoise, z_0, z_t, token_t, conditioned, first, plan, process)
+        gap = ((later - token_t) * mask).sum(1) / mask.sum(1)
     estimate = denoise(z_t, token_t, z_bar, None)
-    return TrainingPass(estimate, t, token_t, moved, conditioned, gap)
+    return TrainingPass(estimate, t, token_t, moved, conditioned, gap.sum())
 
 
 def _self_condition(denoise, z_0, z_t, t, conditioned, first, plan, process):
-    """z_bar (B, T, D), zero for sentences without; and the summed t' - t."""
+    """z_bar (B, T, D), zero for sentences without an estimate, and the times t' they were made at."""
     rows = conditioned.nonzero().squeeze(1)
-    z_bar = torch.zeros_like(z_t)
-    gap = z_bar.new_zeros(())
+    z_bar, later = torch.zeros_like(z_t), t
     if len(rows) == 0:
-        return z_bar, gap
+        return z_bar, later
     if plan.scp is not None:
-        estimate, later = plan.scp.estimate(
+        estimate, made_at = plan.scp.estimate(
             lambda z, s, c: denoise(z, s, c, rows), z_0[rows], z_t[rows], t[rows], plan.key[rows], process
         )
-        gap = (later - t[rows]).mean(1).sum()
+        later = t.index_copy(0, rows, made_at)
     elif first is not None:
         estimate = first[rows]
     else:
         estimate = denoise(z_t[rows], t[rows], z_bar[rows], rows)
-    return z_bar.index_copy(0, rows, estimate.to(z_bar.dtype)), gap
+    return z_bar.index_copy(0, rows, estimate.to(z_bar.dtype)), later

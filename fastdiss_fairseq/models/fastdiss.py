@@ -144,7 +144,7 @@ class FastDiSSModel(BaseFairseqModel):
         def is_correct(estimate):
             return self.token_logits(estimate).argmax(-1).eq(target) & mask
 
-        training = training_pass(denoise, is_correct, z_0, plan, self.process)
+        training = training_pass(denoise, is_correct, z_0, mask, plan, self.process)
         logits = self.token_logits(training.estimate if plan.rounding == "anchor" else z_0)
         length_loss = self.length.loss(source.length_logits, source.lengths, mask.sum(1))
         return TrainingOutput(z_0, training, logits, length_loss)

@@ -42,4 +42,5 @@ class LengthPredictor(nn.Module):
         scores = logits.masked_fill(~possible, -float("inf"))
         values, best = scores.topk(min(beam, scores.size(1)), dim=1)
         best = torch.where(values == -float("inf"), best[:, :1], best)
+        best = torch.cat((best, best[:, :1].expand(-1, beam - best.size(1))), dim=1)
         return lengths.clamp(1, longest).gather(1, best)

@@ -1,0 +1,382 @@
+from argparse import Namespace
+from dataclasses import replace
+
+import pytest
+import torch
+from fairseq.dataclass.configs import GenerationConfig
+from helpers import batch, model, sentences, task
+
+from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve
+from fastdiss_fairseq.generation.generator import FastDiSSGenerator
+
+TASK, NET = task(), model()
+SOURCES = sentences(20, seed=3)
+BOS, PAD, EOS = 0, 1, 2
+
+
+def decoding(request=None, **task_options):
+    return resolve(task(**task_options).cfg, request or GenerationConfig(), NET.process)
+
+
+def generator(net=NET, **options):
+    """A generator with options given as the request."""
+    options.setdefault("decoding_steps", 3)
+    return task().build_generator([net], Namespace(**options))
+
+
+def generate(sources, net=NET, steps=None, **options):
+    return generator(net, **options).generate([net], batch(sources), decoding_steps=steps)
+
+
+def words(hypotheses):
+    return [[hypothesis["tokens"].tolist() for hypothesis in sentence] for sentence in hypotheses]
+
+
+# Options
+
+
+def test_stock_request_and_stock_task_give_the_documented_defaults():
+    found = decoding()
+    assert found.steps == GenerationConfig().iter_decode_max_iter + 1
+    assert (found.length_beam, found.noise_beam, found.choice) == (1, 1, "score")
+    assert (found.sampler.solver, found.sampler.self_conditioning) == ("renoise", "previous")
+    factor = NET.process.noise_factor
+    assert (found.sampler.noise_factor, found.sampler.told_noise_factor) == (factor, TOLD_RATIO * factor)
+    assert found.sampler.trained == NET.process
+    assert (found.early_exit, found.history, found.seed) == (False, False, 1)
+
+
+@pytest.mark.parametrize("request_type", [GenerationConfig, Namespace])
+def test_fairseqs_flags_count_where_ours_are_not_given(request_type):
+    request = request_type(iter_decode_max_iter=4, iter_decode_with_beam=3, retain_iter_history=True)
+    found = decoding(request)
+    assert (found.steps, found.length_beam, found.history) == (5, 3, True)
+
+
+@pytest.mark.parametrize("request_type", [GenerationConfig, Namespace])
+def test_the_tasks_options_go_before_fairseqs_flags(request_type):
+    request = request_type(iter_decode_max_iter=4, iter_decode_with_beam=3)
+    found = decoding(request, decoding_steps=7, length_beam=2)
+    assert (found.steps, found.length_beam) == (7, 2)
+
+
+def test_the_requests_options_go_before_the_tasks():
+    request = Namespace(
+        decoding_steps=2, length_beam=5, noise_beam=4, decoding_solver="ddim", decoding_choice="mbr",
+        decoding_noise_factor=3.0, decoding_told_noise_factor=2.5, decoding_temperature=0.5,
+        decoding_self_conditioning="none", early_exit=True,
+    )  # fmt: skip
+    found = decoding(
+        request, decoding_steps=7, length_beam=2, noise_beam=2, decoding_solver="ddpm", decoding_temperature=0.1
+    )
+    assert (found.steps, found.length_beam, found.noise_beam, found.choice) == (2, 5, 4, "mbr")
+    assert (found.sampler.solver, found.sampler.self_conditioning) == ("ddim", "none")
+    assert (found.sampler.noise_factor, found.sampler.told_noise_factor) == (3.0, 2.5)
+    assert found.sampler.temperature == 0.5 and found.early_exit
+
+
+def test_the_tasks_options_hold_where_the_request_is_silent():
+    found = decoding(Namespace(decoding_steps=2), decoding_solver="dpmpp_2m", noise_beam=3, early_exit=True)
+    assert (found.steps, found.sampler.solver, found.noise_beam, found.early_exit) == (2, "dpmpp_2m", 3, True)
+
+
+def test_no_decoding_noise_factor_means_the_trained_one():
+    assert decoding(decoding_noise_factor=None).sampler.noise_factor == NET.process.noise_factor
+
+
+@pytest.mark.parametrize("request_type", [GenerationConfig, Namespace])
+def test_force_max_iter_switches_early_exit_off(request_type):
+    assert decoding(early_exit=True).early_exit
+    assert not decoding(request_type(iter_decode_force_max_iter=True), early_exit=True).early_exit
+
+
+def test_external_reranker_flag_chooses_the_autoregressive_choice():
+    assert decoding(GenerationConfig(iter_decode_with_external_reranker=True)).choice == "ar"
+    assert decoding(decoding_choice="ar").choice == "ar"
+
+
+def test_unknown_options_of_a_namespace_are_named():
+    with pytest.raises(FastDiSSError, match="beem, decoding_step$"):
+        decoding(Namespace(decoding_step=3, beem=2, beam=5))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"decoding_steps": 0}, "--decoding-steps .* at least 1, not 0"),
+        ({"decoding_steps": -3}, "--decoding-steps"),
+        ({"decoding_steps": 2.5}, "--decoding-steps .* whole number"),
+        ({"decoding_steps": True}, "--decoding-steps"),
+        ({"iter_decode_max_iter": -1}, "--decoding-steps"),
+        ({"length_beam": 0}, "--length-beam"),
+        ({"iter_decode_with_beam": 0}, "--length-beam"),
+        ({"noise_beam": 0}, "--noise-beam"),
+        ({"decoding_solver": "euler"}, "unknown solver 'euler'.*renoise"),
+        ({"decoding_self_conditioning": "twice"}, "unknown self-conditioning"),
+        ({"decoding_choice": "best"}, "unknown choice 'best'.*mbr"),
+        ({"decoding_noise_factor": 0.0}, "positive"),
+        ({"decoding_temperature": -1.0}, "temperature"),
+        ({"decoding_choice": "ar"}, "second --path"),
+        ({"score_reference": True}, "--score-reference"),
+    ],
+)
+def test_option_errors(options, message):
+    with pytest.raises(FastDiSSError, match=message):
+        task().build_generator([NET], Namespace(**options))
+
+
+@pytest.mark.parametrize(
+    "models, choice, message",
+    [
+        ([torch.nn.Linear(1, 1)], "score", "holds a Linear, not a FastDiSS model"),
+        ([NET, NET], "score", "one model"),
+        ([NET, NET], "ar", "autoregressive"),
+        ([NET, NET, NET], "ar", "autoregressive"),
+    ],
+)
+def test_models_that_do_not_fit(models, choice, message):
+    with pytest.raises(FastDiSSError, match=message):
+        task().build_generator(models, Namespace(decoding_choice=choice))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5])
+def test_steps_of_a_call_are_checked(steps):
+    with pytest.raises(FastDiSSError, match="decoding_steps must be a whole number"):
+        generate(SOURCES[:1], steps=steps)
+
+
+def test_prefixes_and_constraints_are_refused():
+    for refused in ({"prefix_tokens": torch.tensor([[5]])}, {"constraints": torch.tensor([[1]])}):
+        with pytest.raises(FastDiSSError, match="--prefix-size and --constraints"):
+            generator().generate([NET], batch(SOURCES[:1]), **refused)
+
+
+# Decoding
+
+
+def count_evaluations(net, monkeypatch):
+    calls = []
+    denoise, encode = net.denoise, net.encode
+    monkeypatch.setattr(net, "denoise", lambda *args: calls.append("denoise") or denoise(*args))
+    monkeypatch.setattr(net, "encode", lambda *args: calls.append("encode") or encode(*args))
+    return calls
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("self_conditioning, each", [("previous", 1), ("none", 1), ("recompute", 2)])
+def test_exactly_k_evaluations_of_the_network_and_one_of_the_encoder(steps, self_conditioning, each, monkeypatch):
+    calls = count_evaluations(NET, monkeypatch)
+    options = dict(decoding_self_conditioning=self_conditioning, length_beam=2, noise_beam=2)
+    hypotheses = generate(SOURCES[:4], decoding_steps=steps, **options)
+    assert calls == ["encode"] + ["denoise"] * steps * each
+    assert {h["steps"] for sentence in hypotheses for h in sentence} == {steps * each}
+
+
+def test_steps_belong_to_the_call(monkeypatch):
+    calls = count_evaluations(NET, monkeypatch)
+    built = generator(decoding_steps=4)
+    for steps, expected in ((2, 2), (None, 4), (7, 7), (None, 4)):
+        calls.clear()
+        found = built.generate([NET], batch(SOURCES[:2]), decoding_steps=steps)
+        assert calls.count("denoise") == expected == found[0][0]["steps"]
+    assert words(built.generate([NET], batch(SOURCES), decoding_steps=2)) == words(generate(SOURCES, decoding_steps=2))
+
+
+def test_through_the_tasks_inference_step():
+    built = generator(noise_beam=2)
+    assert words(task().inference_step(built, [NET], batch(SOURCES))) == words(generate(SOURCES, noise_beam=2))
+
+
+def test_the_target_is_not_read():
+    with_target = generator().generate([NET], batch(SOURCES, sentences(20, seed=4)))
+    assert words(with_target) == words(generate(SOURCES))
+
+
+every_way = pytest.mark.parametrize(
+    "options",
+    [
+        {"decoding_solver": "renoise"},
+        {"decoding_solver": "ddim", "decoding_self_conditioning": "none"},
+        {"decoding_solver": "ddpm", "decoding_self_conditioning": "recompute"},
+        {"decoding_solver": "dpmpp_2m", "decoding_told_noise_factor": 2.0},
+        {"length_beam": 3, "noise_beam": 2},
+        {"length_beam": 2, "noise_beam": 3, "decoding_choice": "mbr", "early_exit": True},
+    ],
+    ids=str,
+)
+
+
+@every_way
+def test_alone_batched_and_reordered_decode_alike(options):
+    together = words(generate(SOURCES, **options))
+    assert [words(generate([source], **options))[0] for source in SOURCES] == together
+    order = torch.randperm(len(SOURCES), generator=torch.Generator().manual_seed(5)).tolist()
+    assert words(generate([SOURCES[i] for i in order], **options)) == [together[i] for i in order]
+    halves = words(generate(SOURCES[:7], **options)) + words(generate(SOURCES[7:], **options))
+    assert halves == together
+
+
+def test_padding_of_the_source_does_not_matter():
+    sample = batch(SOURCES)
+    wide = {"net_input": {"src_tokens": torch.nn.functional.pad(sample["net_input"]["src_tokens"], (0, 9), value=PAD)}}
+    assert words(generator().generate([NET], wide)) == words(generate(SOURCES))
+
+
+@every_way
+def test_hypotheses_are_ordered_complete_and_well_formed(options):
+    beam = options.get("length_beam", 1) * options.get("noise_beam", 1)
+    for sentence in generate(SOURCES, **options):
+        scores = [float(h["score"]) for h in sentence]
+        assert len(sentence) == beam and scores == sorted(scores, reverse=True)
+        for h in sentence:
+            tokens = h["tokens"].tolist()
+            assert tokens[-1] == EOS and not {BOS, PAD, EOS} & set(tokens[:-1])
+            assert len(tokens) == len(h["positional_scores"])
+            assert (h["positional_scores"] <= 0).all() and torch.isfinite(h["score"])
+            assert h["attention"] is None and h["alignment"] is None and "history" not in h
+
+
+def test_score_is_the_mean_of_the_positional_scores():
+    for sentence in generate(SOURCES, length_beam=3):
+        for h in sentence:
+            assert h["score"].item() == pytest.approx(h["positional_scores"].mean().item(), rel=1e-5)
+
+
+def test_positional_scores_have_storage_of_their_own():
+    """fairseq-generate divides them in place."""
+    first, second = generate(SOURCES[:1], length_beam=2)[0]
+    before = second["positional_scores"].clone()
+    first["positional_scores"].div_(0.5)
+    assert torch.equal(second["positional_scores"], before)
+    assert first["positional_scores"].is_contiguous()
+    assert first["positional_scores"].untyped_storage().nbytes() == 4 * len(first["tokens"])
+
+
+def test_candidates_cover_the_likeliest_lengths_with_each_seed():
+    source = NET.encode(batch(SOURCES)["net_input"]["src_tokens"])
+    lengths = NET.length.top(source.length_logits, source.lengths, 3, 64).tolist()
+    for sentence, expected in zip(generate(SOURCES, length_beam=3, noise_beam=2), lengths):
+        assert sorted(len(h["tokens"]) for h in sentence) == sorted(expected * 2)
+
+
+def test_every_length_is_decoded_with_every_seed():
+    """Another length or seed leaves the candidates as they are."""
+    truth = {"decoding_told_noise_factor": NET.process.noise_factor}
+    many = words(generate(SOURCES, length_beam=2, noise_beam=3, **truth))
+    for options in ({"noise_beam": 3}, {"length_beam": 2}, {"noise_beam": 2}):
+        for few, several in zip(words(generate(SOURCES, **options, **truth)), many):
+            assert all(candidate in several for candidate in few)
+    for several in many:
+        longest = max(map(len, several))
+        assert sum(len(candidate) == longest for candidate in several) in (3, 6)
+    assert any(len(set(map(tuple, several))) == 6 for several in many)
+
+
+def test_the_first_seed_is_the_only_seed_of_a_smaller_beam():
+    one = words(generate(SOURCES))
+    three = words(generate(SOURCES, noise_beam=3))
+    assert all(single[0] in several for single, several in zip(one, three))
+    assert any(len(set(map(tuple, several))) > 1 for several in three)
+
+
+def test_another_seed_is_other_noise_and_the_same_seed_the_same():
+    runs = []
+    for seed in (1, 1, 2):
+        built = FastDiSSGenerator(TASK.target_dictionary, replace(generator().decoding, seed=seed))
+        runs.append(words(built.generate([NET], batch(SOURCES))))
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_history_holds_every_step_and_ends_in_the_result(steps):
+    for sentence in generate(SOURCES, decoding_steps=steps, retain_iter_history=True, length_beam=2):
+        for h in sentence:
+            assert len(h["history"]) == steps
+            assert all(step["tokens"].shape == h["tokens"].shape for step in h["history"])
+            assert torch.equal(h["history"][-1]["tokens"], h["tokens"])
+
+
+def test_history_changes_nothing():
+    assert words(generate(SOURCES, retain_iter_history=True)) == words(generate(SOURCES))
+
+
+def test_early_exit_reports_the_steps_of_each_sentence():
+    """The steps reported are those after which the history of a full run first stands still."""
+    full = generate(SOURCES, decoding_steps=12, retain_iter_history=True, decoding_solver="ddim")
+    early = generate(SOURCES, decoding_steps=12, early_exit=True, decoding_solver="ddim")
+    stopped = 0
+    for a, b in zip(full, early):
+        history = [step["tokens"].tolist() for step in a[0]["history"]]
+        expected = next((i + 2 for i, (x, y) in enumerate(zip(history, history[1:])) if x == y), 12)
+        assert b[0]["steps"] == expected
+        assert b[0]["tokens"].tolist() == history[expected - 1]
+        stopped += expected < 12
+    assert 0 < stopped
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_empty_and_single_sentences(steps):
+    for sources in ([[EOS]], [[EOS], [EOS]], [[5, EOS]]):
+        hypotheses = generate(sources, decoding_steps=steps, length_beam=3, retain_iter_history=True)
+        assert len(hypotheses) == len(sources) and all(len(sentence) == 3 for sentence in hypotheses)
+        assert all(h["tokens"][-1] == EOS and torch.isfinite(h["score"]) for s in hypotheses for h in s)
+
+
+@pytest.mark.parametrize("choice", ["score", "mbr"])
+def test_a_hypothesis_of_the_end_alone(choice):
+    """A predicted length of 1 leaves no position to round."""
+    net = model()
+    net.length.output.weight.data.zero_()
+    net.length.output.bias.data.copy_(-torch.arange(17.0))
+    sentence = generate([[EOS]], net, decoding_choice=choice, early_exit=True, retain_iter_history=True)[0]
+    assert [h["tokens"].tolist() for h in sentence] == [[EOS]]
+    mixed = words(generate([[EOS], [5, 6, 7, 8, 9, 5, 6, 7, 8, 9, EOS]], net, decoding_choice=choice, length_beam=2))
+    assert [EOS] in mixed[0] and sorted(map(len, mixed[1])) == [3, 4]
+
+
+def test_over_long_sources_are_cut():
+    hypotheses = generate([[5] * 200 + [EOS], [6, EOS]], length_beam=3)
+    assert all(1 <= len(h["tokens"]) <= 64 for sentence in hypotheses for h in sentence)
+
+
+def test_generating_leaves_training_mode():
+    net = model(dropout=0.5).train()
+    built = generator(net)
+    first = words(built.generate([net], batch(SOURCES)))
+    assert not net.training and words(built.generate([net], batch(SOURCES))) == first
+
+
+def test_rounding_takes_the_nearest_word_and_the_softmax_without_special_tokens():
+    built = generator()
+    estimate = torch.randn(2, 3, 5, 16, generator=torch.Generator().manual_seed(6))
+    mask = torch.arange(5) < torch.tensor([[5, 3, 1], [2, 4, 5]]).unsqueeze(-1)
+    with torch.no_grad():
+        tokens, log_probs = built.round(NET, estimate, mask)
+        table = NET.embedding(torch.arange(40))
+    for i in range(2):
+        for j in range(3):
+            length = int(mask[i, j].sum())
+            assert tokens[i, j, length - 1] == EOS and (tokens[i, j, length:] == PAD).all()
+            assert not log_probs[i, j, length - 1 :].any()
+            for k in range(length - 1):
+                logits = table[[3, *range(4, 40)]] @ estimate[i, j, k]
+                assert tokens[i, j, k] == 3 + logits.argmax()
+                assert log_probs[i, j, k].item() == pytest.approx(logits.log_softmax(0).max().item(), rel=1e-4)
+
+
+def test_rounding_in_pieces_changes_nothing(monkeypatch):
+    whole = generate(SOURCES, length_beam=2)
+    monkeypatch.setattr("fastdiss_fairseq.generation.generator.ROUNDED_AT_ONCE", 3)
+    assert words(generate(SOURCES, length_beam=2)) == words(whole)
+
+
+def test_mbr_orders_by_utility_in_logarithms():
+    from fastdiss_fairseq.generation.choice import mbr
+
+    built = generator(decoding_choice="mbr", length_beam=2, noise_beam=3)
+    with torch.no_grad():
+        found = built.decode(NET, batch(SOURCES)["net_input"]["src_tokens"], built.decoding)
+    expected = mbr(found.tokens, found.mask, [EOS]).clamp(min=1e-9).log().sort(dim=1, descending=True)[0]
+    scores = [[float(h["score"]) for h in s] for s in built.generate([NET], batch(SOURCES))]
+    assert torch.allclose(torch.tensor(scores).double(), expected.double(), atol=1e-5)

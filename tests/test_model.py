@@ -1,0 +1,277 @@
+import copy
+
+import pytest
+import torch
+from helpers import batch, criterion, model, model_config, sentences, task
+
+from fastdiss_fairseq.compat import FastDiSSError, before_loading
+from fastdiss_fairseq.diffusion.noise import fold
+from fastdiss_fairseq.models.config import ARCHITECTURES
+from fastdiss_fairseq.models.fastdiss import FastDiSSModel, check_dictionary
+
+OFF = dict(no_scp=True, no_mans=True)
+SOURCES, TARGETS = sentences(8, seed=1), sentences(8, seed=2, shortest=1)
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_builds_and_its_layers_have_its_sizes(arch):
+    cfg = model_config(arch)
+    built = FastDiSSModel.build_model(cfg, task())
+    for side, layers in (("encoder", built.encoder.layers), ("decoder", built.denoiser.layers)):
+        assert len(layers) == getattr(cfg, f"{side}_layers")
+        assert layers[0].feed_forward.inner.weight.shape == (
+            getattr(cfg, f"{side}_ffn_embed_dim"),
+            getattr(cfg, f"{side}_embed_dim"),
+        )
+        assert layers[0].self_attention.heads == getattr(cfg, f"{side}_attention_heads")
+        assert layers[0].pre_norm == (cfg.layer_norm_position == "pre")
+    assert built.embedding.weight.shape == (40, cfg.latent_dim)
+
+
+@pytest.mark.parametrize("arch, low, high", [("fastdiss_tiny", 1.5e6, 3.5e6), ("fastdiss_small", 8e6, 13e6)])
+def test_number_of_parameters_with_8000_types(arch, low, high):
+    assert low < parameters(FastDiSSModel.build_model(model_config(arch), task(8000))) < high
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_registered_with_fairseq_under_its_name(arch):
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    assert issubclass(ARCH_MODEL_REGISTRY[arch], FastDiSSModel)
+
+
+def test_shared_embeddings_have_fewer_parameters_and_one_table():
+    shared, separate = model(share_all_embeddings=True), model()
+    # the encoder's table (40 x 32) gives way to a projection (16 x 32 and its bias)
+    assert parameters(separate) - parameters(shared) == 40 * 32 - (16 * 32 + 32)
+    assert shared.encoder.embedding.latent is shared.embedding
+    names = [name for name, _ in shared.named_parameters()]
+    assert "embedding.weight" in names and not any("latent" in name for name in names)
+
+
+def test_shared_embeddings_need_one_dictionary():
+    with pytest.raises(FastDiSSError, match="joined dictionary"):
+        model(task(40, 41), share_all_embeddings=True)
+    model(task(40, 41))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"encoder_attention_heads": 3}, "--encoder-embed-dim"),
+        ({"decoder_attention_heads": 5}, "--decoder-embed-dim"),
+        ({"noise_factor": 0.0}, "--noise-factor"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(options, message):
+    with pytest.raises(FastDiSSError, match=message):
+        model(**options)
+
+
+@pytest.mark.parametrize("which, sizes", [("target", (40, 45)), ("source", (45, 40))])
+def test_a_checkpoint_of_another_dictionary_names_both_sizes(which, sizes):
+    state = model(task(40, 40)).state_dict()
+    other = model(task(*sizes))
+    before_loading(other, check_dictionary)
+    with pytest.raises(FastDiSSError, match="45 types, the checkpoint 40"):
+        other.load_state_dict(state)
+
+
+def test_a_checkpoint_of_the_same_dictionary_loads():
+    other = model(seed=5)
+    before_loading(other, check_dictionary)
+    other.load_state_dict(model().state_dict())
+    assert torch.equal(other.embedding.weight, model().embedding.weight)
+
+
+def run(loss, net, sources=SOURCES, targets=TARGETS, ids=None):
+    net.zero_grad()
+    total, tokens, logs = loss(net, batch(sources, targets, ids))
+    total.backward()
+    return total.detach(), tokens, logs, {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.1), (3.0, 0.0), (0.0, 2.0)])
+def test_the_loss_is_the_weighted_sum_of_its_parts(weights):
+    diffusion, length = weights
+    loss = criterion(diffusion_loss_weight=diffusion, length_loss_factor=length)
+    total, tokens, logs, _ = run(loss, model())
+    expected = diffusion * logs["diffusion_loss"] + logs["rounding_loss"] + length * logs["length_loss"]
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert tokens == logs["sample_size"] == sum(map(len, TARGETS)) and logs["nsentences"] == 8
+
+
+def test_losses_by_hand():
+    """Each loss written out for each token, from the model's own output."""
+    net, loss = model(), criterion(**OFF)
+    sample = batch(SOURCES, TARGETS)
+    output = net(sample["net_input"]["src_tokens"], sample["target"], loss.plan(sample["id"], 0))
+    _, _, logs, _ = run(loss, net)
+    table = torch.nn.functional.layer_norm(net.embedding.weight, (16,))
+    squared, rounding, lengths = 0.0, 0.0, 0.0
+    for i, words in enumerate(TARGETS):
+        for j, word in enumerate(words):
+            estimate = output.training.estimate[i, j]
+            squared += (estimate - table[word]).pow(2).mean()
+            rounding -= (table @ estimate).log_softmax(0)[word]
+        source = net.encode(sample["net_input"]["src_tokens"][i : i + 1])
+        offset = max(-8, min(8, len(words) - len(SOURCES[i])))
+        lengths -= len(words) * source.length_logits[0].log_softmax(0)[offset + 8]
+    for name, expected in (("diffusion_loss", squared), ("rounding_loss", rounding), ("length_loss", lengths)):
+        assert logs[name].item() == pytest.approx(expected.item(), rel=1e-4), name
+
+
+@pytest.mark.parametrize("options", [OFF, {}, {"scp_hops": 2, "scp_rule": "uniform", "mans_start": 0.0}], ids=str)
+@pytest.mark.parametrize("update", [0, 900])
+def test_two_half_batches_sum_to_the_whole(options, update):
+    net, loss = model().train(), criterion(**options)
+    net.set_num_updates(update)
+    total, tokens, logs, gradient = run(loss, net)
+    halves = [run(loss, net, SOURCES[i : i + 4], TARGETS[i : i + 4], range(i, i + 4)) for i in (0, 4)]
+    assert sum(half[0] for half in halves).item() == pytest.approx(total.item(), rel=1e-5)
+    assert sum(half[1] for half in halves) == tokens
+    for name in ("diffusion_loss", "rounding_loss", "length_loss", "t", "token_t", "gap", "moved", "conditioned"):
+        assert sum(half[2][name] for half in halves).item() == pytest.approx(logs[name].item(), rel=1e-4, abs=1e-5), name
+    for name, whole in gradient.items():
+        parts = halves[0][3][name] + halves[1][3][name]
+        assert torch.allclose(parts, whole, atol=1e-5 * max(1, whole.abs().max().item())), name
+
+
+def test_every_parameter_has_a_gradient():
+    for options in ({}, {"share_all_embeddings": True}, {"encoder_learned_pos": True, "decoder_learned_pos": True}):
+        gradients = run(criterion(), model(**options))[3]
+        assert not [name for name, gradient in gradients.items() if not gradient.any()]
+
+
+def plan(update=900, **options):
+    return criterion(**options).plan(torch.arange(3), update)
+
+
+def test_switches_of_scp_and_mans():
+    assert plan(**OFF).scp is None and plan(**OFF).beta == 1
+    assert plan(no_mans=True).scp is not None and plan(no_mans=True).beta == 1
+    assert plan(no_scp=True).scp is None and plan(no_scp=True).beta == 4
+    assert plan().scp.rule == "budget" and plan().scp.budgets == (2, 3, 5, 10, 20)
+
+
+def test_phases_of_mans_are_fractions_of_the_run():
+    assert [plan(update).beta for update in (0, 249, 250, 499, 500, 749, 750)] == [1, 1, 2, 2, 3, 3, 4]
+
+
+def test_plans_keys_change_with_the_update_the_seed_and_the_sentence():
+    keys = torch.cat([plan(0).key, plan(1).key, plan(0, seed=2).key])
+    assert len(keys.unique()) == 9
+    assert torch.equal(plan(1).key, plan(1).key)
+
+
+def test_validation_uses_the_same_noise_at_every_update():
+    net, loss = model().eval(), criterion(**OFF)
+    first = run(loss, net)[0]
+    net.set_num_updates(77)
+    assert torch.equal(run(loss, net)[0], first)
+    net.train()
+    assert not torch.equal(run(loss, net)[0], first)
+
+
+def test_mans_moves_tokens_of_a_model_that_is_right():
+    """A denoiser that gives its input back is right at little noise: only tokens with small t move."""
+    net = model(noise_factor=0.5)
+    net.denoise = lambda z, t, z_bar, mask, memory: z
+    loss = criterion(no_scp=True, mans_start=0.0)
+    net.train().set_num_updates(900)
+    with torch.no_grad():
+        _, tokens, logs = loss(net, batch(SOURCES, TARGETS))
+    assert 0 < logs["moved"] <= tokens
+    assert logs["token_t"] > logs["t"]
+
+
+def test_scp_reports_its_gap():
+    net = model()
+    assert run(criterion(), net)[2]["gap"] > 0
+    assert run(criterion(no_scp=True), net)[2]["gap"] == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"scp_hops": 3}, "hops"),
+        ({"scp_budgets": [0]}, "budgets"),
+        ({"mans_scale": [2.0]}, "boundaries"),
+        ({"mans_phase": [0.9, 0.1]}, "increase"),
+        ({"max_update": 0}, "--max-update"),
+    ],
+)
+def test_criterion_errors_are_the_users(options, message):
+    with pytest.raises(FastDiSSError, match=message):
+        criterion(**options)
+
+
+def test_options_of_what_is_switched_off_are_not_read():
+    criterion(no_mans=True, max_update=0, mans_scale=[2.0])
+    criterion(no_scp=True, scp_hops=3)
+
+
+def test_label_smoothing_mixes_in_the_uniform_distribution():
+    net = model()
+    sharp, smooth = (run(criterion(label_smoothing=s, **OFF), net)[2]["rounding_loss"] for s in (0.0, 0.1))
+    sample = batch(SOURCES, TARGETS)
+    logits = net(sample["net_input"]["src_tokens"], sample["target"], criterion(**OFF).plan(sample["id"], 0)).logits
+    uniform = -(logits.log_softmax(-1).mean(-1) * sample["target"].ne(1)).sum()
+    assert smooth.item() == pytest.approx((0.9 * sharp + 0.1 * uniform).item(), rel=1e-5)
+
+
+def test_exact_rounding_reads_the_true_embedding():
+    net, loss = model(), criterion(rounding="exact", **OFF)
+    sample = batch(SOURCES, TARGETS)
+    output = net(sample["net_input"]["src_tokens"], sample["target"], loss.plan(sample["id"], 0))
+    assert torch.equal(output.logits, net.token_logits(output.z_0))
+    assert run(loss, net)[2]["correct"] == sum(map(len, TARGETS))
+
+
+def test_bfloat16_autocast_is_close_to_single_precision():
+    exact, rounded = model(), model(autocast="bf16")
+    a, b = run(criterion(**OFF), exact), run(criterion(**OFF), rounded)
+    assert b[0].dtype == torch.float32
+    assert not torch.equal(a[0], b[0])
+    assert b[0].item() == pytest.approx(a[0].item(), rel=0.02)
+    assert all(torch.isfinite(gradient).all() for gradient in b[3].values())
+
+
+@pytest.mark.parametrize("options", [OFF, {"mans_start": 0.0, "scp_hops": 2}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_are_finite_and_close(options, dtype):
+    net = model()
+    exact = run(criterion(**options), net)[0]
+    total, _, logs, gradients = run(criterion(**options), copy.deepcopy(net).to(dtype))
+    assert torch.isfinite(total) and total.item() == pytest.approx(exact.item(), rel=0.05)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    assert logs["loss"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_the_network_sees_inputs_of_unit_variance(per_token, monkeypatch):
+    net, seen = model(), []
+    monkeypatch.setattr(net.denoiser, "forward", lambda z, *rest: seen.append(z) or z)
+    z_0 = net.embedding(torch.randint(4, 40, (300, 8), generator=torch.Generator().manual_seed(1)))
+    noise = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(2))
+    for time in (0.0, 0.3, 1.0):
+        t = torch.full((300, 8 if per_token else 1), time)
+        net.denoise(net.process.diffuse(z_0, t, noise), t, torch.zeros_like(z_0), None, None)
+        assert seen[-1].std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_over_long_sentences_are_cut():
+    net, loss = model(), criterion(**OFF)
+    limit = net.max_positions()[0]
+    longs = [[5] * 100 + [2], [6] * 90 + [2]]
+    total, tokens, _, _ = run(loss, net, longs, longs)
+    assert tokens == 2 * limit and torch.isfinite(total)
+
+
+def test_training_noise_of_a_sentence_ignores_its_batch():
+    plans = [criterion().plan(torch.tensor(ids), 3).key for ids in ([4, 9], [9])]
+    assert plans[0][1] == plans[1][0] == fold(torch.tensor(9), "training", 1, 3)
