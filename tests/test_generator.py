@@ -12,6 +12,7 @@ from fastdiss_fairseq.generation.generator import FastDiSSGenerator
 
 TASK, NET = task(), model()
 SOURCES = sentences(20, seed=3)
+MANY = sentences(100, seed=4)
 BOS, PAD, EOS = 0, 1, 2
 
 
@@ -209,11 +210,11 @@ every_way = pytest.mark.parametrize(
 
 @every_way
 def test_alone_batched_and_reordered_decode_alike(options):
-    together = words(generate(SOURCES, **options))
-    assert [words(generate([source], **options))[0] for source in SOURCES] == together
-    order = torch.randperm(len(SOURCES), generator=torch.Generator().manual_seed(5)).tolist()
-    assert words(generate([SOURCES[i] for i in order], **options)) == [together[i] for i in order]
-    halves = words(generate(SOURCES[:7], **options)) + words(generate(SOURCES[7:], **options))
+    together = words(generate(MANY, **options))
+    assert [words(generate([source], **options))[0] for source in MANY] == together
+    order = torch.randperm(len(MANY), generator=torch.Generator().manual_seed(5)).tolist()
+    assert words(generate([MANY[i] for i in order], **options)) == [together[i] for i in order]
+    halves = words(generate(MANY[:7], **options)) + words(generate(MANY[7:], **options))
     assert halves == together
 
 

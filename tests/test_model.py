@@ -275,3 +275,10 @@ def test_over_long_sentences_are_cut():
 def test_training_noise_of_a_sentence_ignores_its_batch():
     plans = [criterion().plan(torch.tensor(ids), 3).key for ids in ([4, 9], [9])]
     assert plans[0][1] == plans[1][0] == fold(torch.tensor(9), "training", 1, 3)
+
+
+def test_validation_is_that_of_update_0_without_mans():
+    loss = criterion(mans_start=0.0)
+    plan = loss.plan(torch.arange(3), 900, training=False)
+    assert plan.beta == 1 and loss.plan(torch.arange(3), 900).beta > 1
+    assert torch.equal(plan.key, loss.plan(torch.arange(3), 0).key)

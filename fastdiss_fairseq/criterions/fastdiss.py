@@ -77,14 +77,16 @@ class FastDiSSLoss(FairseqCriterion):
     def build_criterion(cls, cfg, task):
         return cls(cfg, task)
 
-    def plan(self, ids: Tensor, num_updates: int) -> TrainingPlan:
-        """The plan of one batch: sentence ``ids`` (B,) and the update fix every random number."""
+    def plan(self, ids: Tensor, num_updates: int, training: bool = True) -> TrainingPlan:
+        """The plan of one batch: sentence ``ids`` (B,) and the update fix every random number.
+        Validation is always that of update 0 and without MANS, so its losses can be compared."""
+        num_updates = num_updates if training else 0
         key = fold(ids.long(), "training", self.cfg.seed, num_updates)
         return TrainingPlan(
             key=key,
             self_conditioning=self.cfg.self_conditioning_prob,
             scp=self.scp,
-            beta=1.0 if self.phases is None else self.phases(num_updates),
+            beta=self.phases(num_updates) if self.phases and training else 1.0,
             rounding=str(self.cfg.rounding),
         )
 
@@ -93,7 +95,7 @@ class FastDiSSLoss(FairseqCriterion):
         limit = model.max_positions()[1]
         target = cut(sample["target"], limit)
         mask = target.ne(self.padding_idx)
-        plan = self.plan(sample["id"], model.num_updates if model.training else 0)
+        plan = self.plan(sample["id"], model.num_updates, model.training)
         output = model(sample["net_input"]["src_tokens"], target, plan)
         losses = self.losses(output, target, mask)
         loss = (

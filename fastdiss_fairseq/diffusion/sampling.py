@@ -57,7 +57,8 @@ class Sampler:
 
     def told(self, t: Tensor) -> Tuple[Tensor, Tensor]:
         """The time the network is told at grid time t, and the scale that gives the signal in z the
-        amplitude it has at that time in training.  Both float64 scalars."""
+        amplitude it has at that time in training (unless the told time is clipped to 1).  Both
+        float64 scalars."""
         if self.told_noise_factor == self.trained.noise_factor:
             return t, torch.ones_like(t)
         log_snr = Process(self.trained.schedule, self.told_noise_factor).log_snr(t)

@@ -19,7 +19,7 @@ _BETA_MIN, _BETA_MAX = 0.1, 20.0
 
 
 class Schedule(NamedTuple):
-    """``alpha_bar``: strictly decreasing from 1 to 0 on [0, 1]; ``time``: its inverse."""
+    """``alpha_bar``: strictly decreasing from (almost) 1 to (almost) 0 on [0, 1]; ``time``: inverse."""
 
     alpha_bar: Callable[[Tensor], Tensor]
     time: Callable[[Tensor], Tensor]

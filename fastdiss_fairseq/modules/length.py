@@ -38,7 +38,6 @@ class LengthPredictor(nn.Module):
         offsets = torch.arange(-self.max_offset, self.max_offset + 1, device=logits.device)
         lengths = source.unsqueeze(1) + offsets
         possible = (lengths >= 1) & (lengths <= longest)
-        possible[:, 0] |= ~possible.any(1)  # a source far longer than the longest target
         scores = logits.masked_fill(~possible, -float("inf"))
         values, best = scores.topk(min(beam, scores.size(1)), dim=1)
         best = torch.where(values == -float("inf"), best[:, :1], best)
