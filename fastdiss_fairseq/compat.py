@@ -105,6 +105,17 @@ def drop_duplicate_parameters() -> None:
     layer._load_from_state_dict = load
 
 
+def bfloat16(device: torch.device):
+    """Autocast to bfloat16.
+
+    Raises:
+        FastDiSSError: on a CPU with torch before 2.0, where layer norm has no gradient under autocast.
+    """
+    if device.type == "cpu" and not hasattr(F, "scaled_dot_product_attention"):
+        raise FastDiSSError("--autocast bf16 on a CPU needs torch 2.0 or newer")
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
 def before_loading(module: torch.nn.Module, check) -> None:
     """Call ``check(module, state_dict)`` before ``module.load_state_dict`` looks at any shape."""
     module._register_load_state_dict_pre_hook(lambda state, *rest: check(module, state))

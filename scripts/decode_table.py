@@ -12,7 +12,10 @@ import platform
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+
+import torch
 
 import score
 
@@ -63,16 +66,30 @@ def measure(args, steps):
     hypotheses = score.detokenise(hypotheses, "en")
     scores = score.score(hypotheses, score.read_lines(args.reference))
     record = {
-        "split": args.subset, "steps": steps, "metric": "BLEU", "value": scores["bleu"],
+        "benchmark": args.data.resolve().name, "split": args.subset, "updates": updates(args.checkpoint),
+        "options": " ".join(args.options), "steps": steps, "metric": "BLEU", "value": scores["bleu"],
         "signature": scores["bleu_signature"], "chrf": scores["chrf"], "seconds": seconds,
-        "sentences_per_second": rate, "device": device(), "command": " ".join(command),
+        "sentences_per_second": rate, "device": device(), "versions": versions(),
+        "command": " ".join(Path(word).name if "/" in word else word for word in command),
     }
     return record, hypotheses
 
 
-def device():
-    import torch
+def updates(checkpoint):
+    """How many updates the checkpoint was trained for."""
+    sys.path.insert(0, str(PLUGIN.parent))
+    import fastdiss_fairseq  # noqa: F401  (lets torch load fairseq's classes)
 
+    return torch.load(checkpoint, map_location="cpu")["optimizer_history"][-1]["num_updates"]
+
+
+def versions():
+    names = ("torch", "fairseq", "ve-fairseq", "sacrebleu")
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {name: installed[name] for name in names if name in installed}
+
+
+def device():
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
 
 

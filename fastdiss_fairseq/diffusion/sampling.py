@@ -1,6 +1,5 @@
 """The one decoding loop: K evaluations of the network on a decreasing grid of times."""
 
-import math
 from dataclasses import dataclass
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
@@ -56,14 +55,20 @@ class Sampler:
         return Process(self.trained.schedule, self.noise_factor)
 
     def told(self, t: Tensor) -> Tuple[Tensor, Tensor]:
-        """The time the network is told at grid time t, and the scale that gives the signal in z the
-        amplitude it has at that time in training (unless the told time is clipped to 1).  Both
-        float64 scalars."""
+        """The time the network is told at grid time t, and the scale of z that goes with it.
+
+        The scale gives the signal in z the amplitude it has at the told time in training.  Where
+        training knows no such noise (pure noise, at t = 1) the network is told 1, and the scale gives
+        the noise its amplitude there.  Both float64 scalars.
+        """
         if self.told_noise_factor == self.trained.noise_factor:
             return t, torch.ones_like(t)
+        end = torch.ones_like(t)
         log_snr = Process(self.trained.schedule, self.told_noise_factor).log_snr(t)
-        signal = torch.sigmoid(log_snr + 2 * math.log(self.trained.noise_factor))
-        return self.trained.time(log_snr), signal.sqrt() / self.process.alpha(t)
+        if log_snr < self.trained.log_snr(end):
+            return end, self.trained.sigma(end) / self.process.sigma(t)
+        told = self.trained.time(log_snr)
+        return told, self.trained.alpha(told) / self.process.alpha(t)
 
 
 class Sample(NamedTuple):

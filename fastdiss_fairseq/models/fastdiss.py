@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairseq.models import BaseFairseqModel, register_model
 
-from ..compat import FastDiSSError
+from ..compat import FastDiSSError, bfloat16
 from ..diffusion.process import Process
 from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
 from ..modules.denoiser import Denoiser, Memory
@@ -102,7 +102,7 @@ class FastDiSSModel(BaseFairseqModel):
     def precision(self, device: torch.device):
         """The context the networks run in: bfloat16 autocast where the options ask for it."""
         if str(self.cfg.autocast) == "bf16":
-            return torch.autocast(device.type, dtype=torch.bfloat16)
+            return bfloat16(device)
         return contextlib.nullcontext()
 
     def encode(self, src_tokens: Tensor) -> Source:
