@@ -32,6 +32,8 @@ make_environment() {
         "$root/.venv/bin/python" -m pip install --quiet --editable "$root[test]"
         cp "$root/setup.py" "$made_from"
     fi
+    # Waiting threads that spin make training several times slower where another program runs too.
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
     export PATH="$root/.venv/bin:$PATH" PYTHON="$root/.venv/bin/python" PYTHONWARNINGS=ignore
 }
 
