@@ -20,8 +20,8 @@ setup(
     install_requires=[
         'torch>=2.6; python_version >= "3.11"',
         've-fairseq==0.12.3; python_version >= "3.11"',
-        'torch>=1.12,<1.14; python_version < "3.11"',
-        'torchaudio>=0.12,<0.14; python_version < "3.11"',
+        'torch>=1.12,<1.13; python_version < "3.11"',
+        'torchaudio>=0.12,<0.13; python_version < "3.11"',
         'fairseq==0.12.2; python_version < "3.11"',
         'numpy<2; python_version < "3.11"',
         "sacrebleu>=2",
