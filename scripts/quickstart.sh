@@ -57,7 +57,7 @@ if [[ ! -f $output/trained ]]; then
         --optimizer adam --adam-betas '(0.9,0.98)' --lr 2e-3 --clip-norm 1 \
         --lr-scheduler inverse_sqrt --warmup-updates $((updates / 5 < 400 ? updates / 5 : 400)) \
         --max-tokens 2000 --max-update "$updates" --stop-time-hours "$hours" \
-        --validate-interval 1000 --validate-interval-updates $((updates / 3)) --batch-size-valid 128 \
+        --validate-interval 1000 --save-interval-updates $((updates / 3)) --batch-size-valid 128 \
         --eval-bleu --eval-bleu-args '{"decoding_steps": 5}' --eval-bleu-remove-bpe "${detokenise[@]}" \
         --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \
         --no-epoch-checkpoints --keep-interval-updates 1 --save-dir "$output" \
