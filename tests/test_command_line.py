@@ -147,18 +147,22 @@ def test_method_flags_and_bfloat16_train(data, tmp_path):
     assert "num_updates 2" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("arch", ["nonautoregressive_transformer", "cmlm_transformer", "levenshtein_transformer"])
+NAT_OPTIONS = ["--apply-bert-init", "--share-all-embeddings", "--pred-length-offset", "--length-loss-factor", 0.1]
+
+
+@pytest.mark.parametrize(
+    "arch, noise, options",
+    [
+        ("nonautoregressive_transformer", "full_mask", NAT_OPTIONS),
+        ("cmlm_transformer", "random_mask", NAT_OPTIONS),
+        ("levenshtein_transformer", "random_delete", []),
+    ],
+)
 @pytest.mark.slow
-def test_stock_baselines_share_the_data(data, tmp_path, arch):
+def test_stock_baselines_share_the_data(data, tmp_path, arch, noise, options):
     common = ["--user-dir", PLUGIN, "--task", "translation_lev", "--required-batch-size-multiple", 1]
-    loss = {"cmlm_transformer": "nat_loss", "nonautoregressive_transformer": "nat_loss"}.get(arch, "nat_loss")
-    noise = {"levenshtein_transformer": "random_delete", "cmlm_transformer": "random_mask"}.get(arch, "full_mask")
     command(
-        "train", data, *common, "--arch", arch, "--criterion", loss, "--noise", noise, *TRAINING,
-        "--encoder-layers", 1, "--decoder-layers", 1, "--max-update", 2, "--save-dir", tmp_path,
-        "--apply-bert-init", "--share-all-embeddings", "--pred-length-offset", "--length-loss-factor", 0.1,
-    ) if arch != "levenshtein_transformer" else command(
-        "train", data, *common, "--arch", arch, "--criterion", loss, "--noise", noise, *TRAINING,
+        "train", data, *common, "--arch", arch, "--criterion", "nat_loss", "--noise", noise, *TRAINING, *options,
         "--encoder-layers", 1, "--decoder-layers", 1, "--max-update", 2, "--save-dir", tmp_path,
     )
     done = command(
