@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "fastdiss_fairseq/__init__.py").read_text()).group(1)
+#: Plots, ROUGE and tensorboard logs.
+EXPERIMENTS = ["matplotlib", "rouge-score", "tensorboardX"]
 
 setup(
     name="fastdiss-fairseq",
@@ -28,7 +30,14 @@ setup(
         "sacremoses",
         "subword-nmt",
     ],
-    extras_require={"test": ["pytest"], "rouge": ["rouge-score"]},
+    extras_require={"test": ["pytest", *EXPERIMENTS], "experiments": EXPERIMENTS},
+    entry_points={
+        "console_scripts": [
+            "fastdiss-score = fastdiss_fairseq.tools.scoring:cli_main",
+            "fastdiss-sweep = fastdiss_fairseq.tools.sweep:cli_main",
+            "fastdiss-ablate = fastdiss_fairseq.tools.ablate:cli_main",
+        ]
+    },
     classifiers=[
         "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3",

@@ -27,11 +27,13 @@ done
 [[ $minutes =~ ^[0-9]*[1-9][0-9]*$ ]] || die "--minutes must be a whole number of at least 1, not $minutes"
 output=${output:-runs/quickstart_$corpus}
 
+metrics=(BLEU chrF)
 detokenise=(--eval-bleu-detok moses --eval-bleu-detok-args '{"target_lang": "en"}')
 case $corpus in
     multi30k) recipe=translation/multi30k name=multi30k_de_en pair=(de en) ;;
     debian_de_en) recipe=translation/debian_de_en name=debian_de_en pair=(de en) ;;
-    debian_synopses) recipe=summarization/debian_synopses name=debian_synopses pair=(desc syn) ;;
+    debian_synopses) recipe=summarization/debian_synopses name=debian_synopses pair=(desc syn)
+        metrics=(ROUGE-L ROUGE-1 ROUGE-2 BLEU) ;;
     *) die "unknown corpus $corpus (known: multi30k, debian_de_en, debian_synopses)" ;;
 esac
 
@@ -67,5 +69,5 @@ if [[ ! -f $output/trained ]]; then
 fi
 
 echo "== decoding the test set"
-python scripts/decode_table.py "$data" "$output/checkpoint_best.pt" --reference "$data/raw/test.${pair[1]}" \
-    --steps 1 2 5 10 20 --output "$output"
+fastdiss-sweep "$data" --path "$output/checkpoint_best.pt" --reference "$data/raw/test.${pair[1]}" \
+    --detokenize en --metrics "${metrics[@]}" --steps 1 2 5 10 20 --samples 10 --output "$output/test"

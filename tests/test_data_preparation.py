@@ -1,4 +1,4 @@
-"""The tools in scripts/ that prepare and score the corpora of examples/."""
+"""The tools in scripts/ that prepare the corpora of examples/."""
 
 import gzip
 import hashlib
@@ -23,7 +23,7 @@ def load(name):
     return module
 
 
-pairs_tool, debian, scoring = load("prepare_pairs"), load("debian_corpus"), load("score")
+pairs_tool, debian = load("prepare_pairs"), load("debian_corpus")
 
 
 def run(script, *arguments, **environment):
@@ -424,54 +424,3 @@ def test_fetch_without_apt_or_german_leaves_nothing(tmp_path):
     result = run("debian_corpus.py", "fetch", target, PATH=str(tmp_path / "none"))
     assert_one_line_error(result, "apt-get is missing")
     assert {path.name for path in tmp_path.iterdir()} == {"bin", "none"}
-
-
-# --------------------------------------------------------------------------- scoring
-
-
-def generated(path, lines):
-    """Write a file like the output of fairseq-generate, in an order of its own."""
-    text = []
-    for number, line in reversed(list(enumerate(lines))):
-        text += [f"S-{number}\tx", f"T-{number}\tx", f"H-{number}\t-0.1\t{line}"]
-        text += [f"D-{number}\t-0.1\t{line}", f"P-{number}\t-0.1"]
-    path.write_text("\n".join(text + ["Generate test: BLEU4 = 1"]) + "\n", encoding="utf-8")
-    return path
-
-
-def test_scoring(tmp_path):
-    pytest.importorskip("sacrebleu")
-    lines = [f"A man number {number} walks down the street ." for number in range(12)]
-    output = generated(tmp_path / "gen.txt", lines)
-    assert scoring.read_hypotheses(output) == lines
-    (tmp_path / "ref").write_text("\n".join(lines).replace(" .", ".") + "\n")
-    result = run("score.py", output, tmp_path / "ref", "--detokenize", "en")
-    assert result.returncode == 0, result.stderr
-    scores = json.loads(result.stdout)
-    assert (scores["sentences"], scores["bleu"], scores["chrf"]) == (12, 100.0, 100.0)
-    assert "tok:13a" in scores["bleu_signature"] and "nc:6" in scores["chrf_signature"]
-
-
-def test_scoring_refuses_other_numbers_of_lines(tmp_path):
-    output = generated(tmp_path / "gen.txt", ["a", "b"])
-    (tmp_path / "ref").write_text("a\nb\nc\n")
-    assert_one_line_error(run("score.py", output, tmp_path / "ref"), "2 hypotheses", "3 references")
-    assert_one_line_error(run("score.py", tmp_path / "ref", tmp_path / "ref"), "no D- lines")
-    assert_one_line_error(run("score.py", tmp_path / "none", tmp_path / "ref"), "none")
-    output.write_text("D-0\t-1\ta\nD-0\t-2\tb\n")
-    assert_one_line_error(run("score.py", output, tmp_path / "ref"), "sentence 0 occurs twice")
-
-
-def test_an_empty_hypothesis_counts_as_a_line(tmp_path):
-    output = generated(tmp_path / "gen.txt", ["a", "", "c"])
-    assert scoring.read_hypotheses(output) == ["a", "", "c"]
-
-
-def test_rouge(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(scoring.ScoringError, match="rouge-score"):
-        scoring.score(["a b"], ["a b"], rouge=True)
-    monkeypatch.undo()
-    pytest.importorskip("rouge_score")
-    scores = scoring.score(["the cat sat", "a b"], ["the cat sat", "c d"], rouge=True)
-    assert (scores["rouge1"], scores["rouge2"], scores["rougeL"]) == (50.0, 50.0, 50.0)

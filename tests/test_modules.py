@@ -190,6 +190,17 @@ def test_latent_embedding_is_normalised_and_the_largest_logit_is_the_nearest_tok
     nearest = torch.cdist(z, rows).argmin(-1)
     assert torch.equal(embedding.logits(z).argmax(-1), nearest)
     assert torch.equal(embedding.logits(rows).argmax(-1), torch.arange(50))
+    assert torch.equal(embedding.nearest(z), rows[nearest])
+
+
+def test_expected_embedding_is_the_posterior_mean():
+    """Logits alpha/sigma^2 z are the exact posterior of a row under Gaussian noise, since rows have equal norms."""
+    torch.manual_seed(0)
+    embedding = LatentEmbedding(50, 16)
+    z, rows = torch.randn(30, 16), embedding(torch.arange(50))
+    weights = torch.softmax(-torch.cdist(z.double(), rows.double()) ** 2 / 2, dim=-1)
+    assert torch.allclose(embedding.expected(z), (weights @ rows.double()).float(), atol=1e-4)
+    assert torch.allclose(embedding.expected(100 * rows), rows, atol=1e-4)
 
 
 def test_encoder_embeddings():

@@ -22,6 +22,10 @@ from ..models.config import option
 from ..models.fastdiss import cut
 
 
+#: Bins of equal width in t for ``--log-noise-levels``.
+NOISE_LEVELS = 10
+
+
 @dataclass
 class FastDiSSLossConfig(FairseqDataclass):
     """How the model is trained; nothing here matters for decoding."""
@@ -56,6 +60,9 @@ class FastDiSSLossConfig(FairseqDataclass):
     )
     label_smoothing: float = option(0.0, "label smoothing of the rounding loss")
     length_loss_factor: float = option(0.1, "weight of the length loss")
+    log_noise_levels: bool = option(
+        False, f"log losses, accuracy and what MANS does in {NOISE_LEVELS} bins of t (scripts/plot_noise_levels.py)"
+    )
     seed: int = II("common.seed")
     max_update: int = II("optimization.max_update")
 
@@ -97,7 +104,8 @@ class FastDiSSLoss(FairseqCriterion):
         mask = target.ne(self.padding_idx)
         plan = self.plan(sample["id"], model.num_updates, model.training)
         output = model(sample["net_input"]["src_tokens"], target, plan)
-        losses = self.losses(output, target, mask)
+        each = self.losses_of_tokens(output, target)
+        losses = {name: (value * mask).sum() for name, value in each.items()}
         loss = (
             self.cfg.diffusion_loss_weight * losses["diffusion_loss"]
             + losses["rounding_loss"]
@@ -106,18 +114,18 @@ class FastDiSSLoss(FairseqCriterion):
         tokens = mask.sum()
         logs = {name: value.detach() for name, value in losses.items()}
         logs.update(self.statistics(output, target, mask))
+        if self.cfg.log_noise_levels:
+            logs.update(self.by_noise_level(output, target, mask, each))
         logs.update(loss=loss.detach(), ntokens=tokens, sample_size=tokens, nsentences=len(target))
         return loss, tokens, logs
 
-    def losses(self, output, target: Tensor, mask: Tensor) -> Dict[str, Tensor]:
-        """The three losses, each summed over the real target tokens.  A sentence's length loss counts
-        once for each of its tokens, so that all three have the same denominator."""
-        squared = (output.training.estimate - output.z_0).pow(2).mean(-1)
-        rounding = smoothed_nll(output.logits, target, self.cfg.label_smoothing)
+    def losses_of_tokens(self, output, target: Tensor) -> Dict[str, Tensor]:
+        """The three losses of each token, (B, T) or (B, 1).  A sentence's length loss counts once for
+        each of its tokens, so that all three have the same denominator."""
         return {
-            "diffusion_loss": (squared * mask).sum(),
-            "rounding_loss": (rounding * mask).sum(),
-            "length_loss": (output.length_loss * mask.sum(1)).sum(),
+            "diffusion_loss": (output.training.estimate - output.z_0).pow(2).mean(-1),
+            "rounding_loss": smoothed_nll(output.logits, target, self.cfg.label_smoothing),
+            "length_loss": output.length_loss.unsqueeze(1),
         }
 
     @staticmethod
@@ -137,6 +145,26 @@ class FastDiSSLoss(FairseqCriterion):
         }
 
     @staticmethod
+    @torch.no_grad()
+    def by_noise_level(output, target: Tensor, mask: Tensor, each: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Sums over the tokens of each noise level, (NOISE_LEVELS,): by the token's own t_i, and what
+        MANS moved by the sentence's t."""
+        run = output.training
+        moved = mask.new_zeros(mask.shape) if run.moved is None else run.moved
+        own, common = (noise_level(t.expand_as(mask)) for t in (run.token_t, run.t))
+        total = lambda level, value: mask.new_zeros(NOISE_LEVELS, dtype=torch.float).index_add(
+            0, level[mask], value[mask].float()
+        )
+        return {
+            "level_tokens": total(own, mask),
+            "level_correct": total(own, output.logits.argmax(-1).eq(target)),
+            "level_diffusion_loss": total(own, each["diffusion_loss"]),
+            "level_rounding_loss": total(own, each["rounding_loss"]),
+            "level_drawn": total(common, mask),
+            "level_moved": total(common, moved),
+        }
+
+    @staticmethod
     def reduce_metrics(logging_outputs) -> None:
         """Log means: losses and accuracy a token, t and the t_i of MANS, and SCP's t' - t."""
         total = lambda name: utils.item(sum(log.get(name, 0) for log in logging_outputs))
@@ -151,10 +179,32 @@ class FastDiSSLoss(FairseqCriterion):
         conditioned = total("conditioned")
         metrics.log_scalar("self_conditioned", 100 * conditioned / sentences, sentences, round=1)
         metrics.log_scalar("scp_gap", total("gap") / max(conditioned, 1), conditioned, round=3)
+        if any("level_tokens" in log for log in logging_outputs):
+            names = [name for name in logging_outputs[0] if name.startswith("level_")]
+            log_noise_levels({name: sum(log[name] for log in logging_outputs).tolist() for name in names})
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         return True
+
+
+def noise_level(t: Tensor) -> Tensor:
+    """The bin of each t in [0, 1], int64 of the same shape."""
+    return (t * NOISE_LEVELS).long().clamp(max=NOISE_LEVELS - 1)
+
+
+def log_noise_levels(sums: Dict[str, List[float]]) -> None:
+    """Log for each bin k, t in [k, k + 1) / NOISE_LEVELS: ``share_tk`` (percent of tokens with t_i
+    there), ``accuracy_tk``, ``diffusion_loss_tk``, ``rounding_loss_tk``, and ``moved_tk`` (percent of the
+    tokens drawn at t there that MANS moved)."""
+    tokens, drawn = sums["level_tokens"], sums["level_drawn"]
+    for k in range(NOISE_LEVELS):
+        mean = lambda name, counts: sums[f"level_{name}"][k] / max(counts[k], 1)
+        metrics.log_scalar(f"share_t{k}", 100 * tokens[k] / sum(tokens), sum(tokens), round=2)
+        metrics.log_scalar(f"accuracy_t{k}", 100 * mean("correct", tokens), tokens[k], round=2)
+        for name in ("diffusion_loss", "rounding_loss"):
+            metrics.log_scalar(f"{name}_t{k}", mean(name, tokens), tokens[k], round=3)
+        metrics.log_scalar(f"moved_t{k}", 100 * mean("moved", drawn), drawn[k], round=2)
 
 
 def smoothed_nll(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:

@@ -88,6 +88,7 @@ def sample(
     sampler: Sampler,
     round_to_tokens: Optional[Callable[[Tensor, Tensor], Tensor]] = None,
     early_exit: bool = False,
+    refine: Optional[Callable[[Tensor, Tensor], Tensor]] = None,
 ) -> Sample:
     """Decode S sentences with C candidates each.
 
@@ -99,7 +100,9 @@ def sample(
         steps: K >= 1.
         round_to_tokens: ``(estimate, rows) -> tokens`` (S', C, T); needed for a history or early exit.
         early_exit: stop a sentence when a step changed none of its candidates' tokens.
+        refine: ``(estimate, rows) -> estimate``, what the solver and self-conditioning get.
     """
+    refine = refine or (lambda estimate, rows: estimate)
     rows = torch.arange(len(key), device=key.device)
     z = gaussian(fold(key, "start"), *shape) * sampler.process.sigma(torch.ones(())) * sampler.temperature
     z_bar, result = torch.zeros_like(z), torch.zeros_like(z)
@@ -107,7 +110,7 @@ def sample(
     tokens, history, previous = None, [], None
     grid = [torch.tensor(t, dtype=torch.float64) for t in uniform_grid(steps)]
     for index, (t, s) in enumerate(zip(grid, grid[1:])):
-        estimate = _evaluate(denoise, z, t, z_bar, rows, sampler)
+        estimate = _evaluate(denoise, z, t, z_bar, rows, sampler, refine)
         result[rows], taken[rows] = estimate, index + 1
         keep = None
         if round_to_tokens is not None:
@@ -118,6 +121,7 @@ def sample(
         if index + 1 == steps or (keep is not None and not keep.any()):
             break
         noise = lambda: gaussian(fold(key[rows], "step", index), *shape)
+        estimate = refine(estimate, rows)
         z = SOLVERS[sampler.solver](Step(z, estimate, t, s, sampler.process, noise, previous))
         if keep is not None and not keep.all():
             z, estimate, rows = z[keep], estimate[keep], rows[keep]
@@ -125,13 +129,13 @@ def sample(
     return Sample(result, taken, history)
 
 
-def _evaluate(denoise, z, t, z_bar, rows, sampler: Sampler) -> Tensor:
+def _evaluate(denoise, z, t, z_bar, rows, sampler: Sampler, refine) -> Tensor:
     told, scale = sampler.told(t)
     z, told = z * scale.to(z.dtype), told.to(z.dtype)
     if sampler.self_conditioning == "none":
         return denoise(z, told, torch.zeros_like(z), rows)
     if sampler.self_conditioning == "recompute":
-        z_bar = denoise(z, told, torch.zeros_like(z), rows)
+        z_bar = refine(denoise(z, told, torch.zeros_like(z), rows), rows)
     return denoise(z, told, z_bar, rows)
 
 

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, fields
-from typing import Optional
+from typing import Optional, Sequence
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
@@ -14,6 +14,7 @@ from ..diffusion.solvers import SOLVERS
 from ..models.config import option
 
 CHOICES = ("score", "mbr", "ar")
+ESTIMATES = ("direct", "expected", "rounded")
 
 #: By default the model is told of this many times the noise factor it was trained with: with fewer,
 #: quality fell as K grew (README, "Results so far").
@@ -41,6 +42,11 @@ class DecodingConfig(FairseqDataclass):
     decoding_self_conditioning: ChoiceEnum(list(SELF_CONDITIONING)) = option(
         "previous", "condition on the last step's estimate, on one made anew (2 K evaluations), or on none"
     )
+    decoding_estimate: ChoiceEnum(list(ESTIMATES)) = option(
+        "direct",
+        "what the solver and self-conditioning get: the network's estimate, the mean token embedding "
+        "under its softmax, or the nearest token's embedding",
+    )
     length_beam: Optional[int] = option(
         None, "candidate lengths a sentence (default: --iter-decode-with-beam)"
     )
@@ -59,6 +65,7 @@ class Decoding:
 
     steps: int
     sampler: Sampler
+    estimate: str
     length_beam: int
     noise_beam: int
     choice: str
@@ -107,9 +114,10 @@ def resolve(task_cfg, request, trained: Process) -> Decoding:
     return Decoding(
         steps=positive("--decoding-steps", given("decoding_steps", value("iter_decode_max_iter") + 1)),
         sampler=sampler,
+        estimate=_known("estimate", str(value("decoding_estimate")), ESTIMATES),
         length_beam=positive("--length-beam", given("length_beam", value("iter_decode_with_beam"))),
         noise_beam=positive("--noise-beam", value("noise_beam")),
-        choice=_known_choice("ar" if rerank else str(value("decoding_choice"))),
+        choice=_known("choice", "ar" if rerank else str(value("decoding_choice")), CHOICES),
         early_exit=value("early_exit") and not value("iter_decode_force_max_iter"),
         history=value("retain_iter_history"),
         seed=task_cfg.seed,
@@ -123,9 +131,9 @@ def positive(flag: str, value) -> int:
     return value
 
 
-def _known_choice(name: str) -> str:
-    if name not in CHOICES:
-        raise FastDiSSError(f"unknown choice '{name}' (known: {', '.join(CHOICES)})")
+def _known(kind: str, name: str, names: Sequence[str]) -> str:
+    if name not in names:
+        raise FastDiSSError(f"unknown {kind} '{name}' (known: {', '.join(names)})")
     return name
 
 

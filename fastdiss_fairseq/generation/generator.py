@@ -88,6 +88,9 @@ class FastDiSSGenerator:
         def round_to_tokens(estimate, rows):
             return self.round(model, estimate, mask[rows])[0]
 
+        def refine(estimate, rows):
+            return self.refine(model, estimate, mask[rows], decoding.estimate)
+
         watch = decoding.history or decoding.early_exit
         drawn: Sample = run_sampler(
             denoise,
@@ -97,6 +100,7 @@ class FastDiSSGenerator:
             decoding.sampler,
             round_to_tokens if watch else None,
             decoding.early_exit,
+            None if decoding.estimate == "direct" else refine,
         )
         tokens, log_probs = self.round(model, drawn.estimate, mask)
         evaluations = drawn.steps * (2 if decoding.sampler.self_conditioning == "recompute" else 1)
@@ -126,6 +130,15 @@ class FastDiSSGenerator:
         tokens[words] = torch.cat([piece[0] for piece in pieces])
         log_probs[words] = torch.cat([piece[1] for piece in pieces])
         return tokens, log_probs
+
+    def refine(self, model, estimate: Tensor, mask: Tensor, how: str) -> Tensor:
+        """``expected`` or ``rounded`` (nearest) token embeddings for estimates (S, C, T, D)."""
+        refined = torch.zeros_like(estimate)
+        of_piece = {"expected": model.embedding.expected, "rounded": model.embedding.nearest}[how]
+        with model.precision(estimate.device):
+            pieces = [of_piece(piece) for piece in estimate[mask].split(ROUNDED_AT_ONCE)]
+        refined[mask] = torch.cat(pieces).type_as(refined)
+        return refined
 
     def _nearest(self, model, estimate: Tensor):
         logits = model.token_logits(estimate).float()

@@ -29,8 +29,21 @@ class LatentEmbedding(nn.Module):
 
     def logits(self, z: Tensor) -> Tensor:
         """Scores of all tokens at z (..., D): (..., V), in the parameters' precision."""
-        table = self._normalise(self.weight).type_as(self.weight)
-        return F.linear(z.type_as(table), table)
+        return F.linear(z.type_as(self.weight), self.table())
+
+    def table(self) -> Tensor:
+        """All rows (V, D), in the parameters' precision."""
+        return self._normalise(self.weight).type_as(self.weight)
+
+    def expected(self, z: Tensor) -> Tensor:
+        """The mean row under the softmax of the logits at z (N, D), float32: where z_0 is one of the
+        rows, the estimate of it with the least mean squared error (Dieleman et al., 2022, eq. 6)."""
+        weights = torch.softmax(self.logits(z).float(), dim=-1)
+        return (weights.type_as(self.weight) @ self.table()).float()
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """The row nearest to z (N, D), float32."""
+        return self(self.logits(z).argmax(-1))
 
     @staticmethod
     def _normalise(rows: Tensor) -> Tensor:

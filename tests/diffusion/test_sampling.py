@@ -279,3 +279,20 @@ def test_one_changing_candidate_keeps_its_sentence_running():
 def test_sampler_errors(change, message):
     with pytest.raises(ValueError, match=message):
         replace(PLAIN, **change)
+
+
+def test_refined_estimates_go_to_the_solver_and_self_conditioning_and_not_into_the_result():
+    """With every estimate refined to a constant, DDIM and self-conditioning see the constant alone."""
+    denoise, constant = Recorder(), 0.25
+    refine = lambda estimate, rows: torch.full_like(estimate, constant)
+    drawn = sample(denoise, KEY, SHAPE, 3, replace(PLAIN, solver="ddim"), refine=refine)
+    assert not denoise.conditions[0].any()
+    assert all((z_bar == constant).all() for z_bar in denoise.conditions[1:])
+    p = TRAINED
+    t, s = (torch.tensor(x, dtype=torch.float64) for x in (1.0, 2 / 3))
+    expected = p.alpha(s) * constant + p.sigma(s) / p.sigma(t) * (denoise.inputs[0] - p.alpha(t) * constant)
+    assert torch.allclose(denoise.inputs[1], expected, atol=1e-5)
+    assert drawn.estimate.std() > 0.01
+    recorder = Recorder()
+    sample(recorder, KEY, SHAPE, 2, replace(PLAIN, self_conditioning="recompute"), refine=refine)
+    assert all((z_bar == constant).all() for z_bar in recorder.conditions[1::2])

@@ -1,0 +1,142 @@
+"""Train the four systems (standard, +SCP, +MANS, both) alike and sweep over them.
+
+    fastdiss-ablate data-bin/multi30k_de_en --output runs/ablation --jobs 2 \\
+        --train "--arch fastdiss_tiny --optimizer adam --lr 2e-3 --max-tokens 4000 --max-update 2400 ..." \\
+        --sweep "--reference data-bin/multi30k_de_en/raw/test.en --steps 1 2 5 20"
+
+Systems differ in --no-scp and --no-mans alone.  Checkpoints and logs go to OUTPUT/SYSTEM (with several
+seeds OUTPUT/SYSTEM-seedN), the sweep's results to OUTPUT/sweep.  The same command goes on with what was
+interrupted, and repeats nothing that is finished.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import List, NamedTuple
+
+from ..compat import FastDiSSError
+from . import sweep
+from .command import PLUGIN, run_as_command
+
+#: What switches a system's parts off.
+SYSTEMS = {
+    "standard": ("--no-scp", "--no-mans"),
+    "scp": ("--no-mans",),
+    "mans": ("--no-scp",),
+    "scp+mans": (),
+}
+MANAGED = ("--save-dir", "--seed", "--user-dir", "--no-scp", "--no-mans")
+
+
+class Training(NamedTuple):
+    """One training run."""
+
+    system: str
+    seed: int
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint_last.pt"
+
+    @property
+    def finished(self) -> Path:
+        return self.folder / "finished"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastdiss-ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder made by fairseq-preprocess")
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, logs and results")
+    parser.add_argument("--train", required=True, metavar="OPTIONS", help="options of fairseq-train, the same for all systems")
+    parser.add_argument("--sweep", metavar="OPTIONS", help="options of fastdiss-sweep (default: train only)")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time; several GPUs are taken in turn")
+    return parser
+
+
+def trainings(args) -> List[Training]:
+    """All runs, the systems of the first seed first."""
+    suffix = lambda seed: f"-seed{seed}" if len(args.seeds) > 1 else ""
+    return [
+        Training(system, seed, args.output / f"{system}{suffix(seed)}")
+        for seed in args.seeds
+        for system in args.systems
+    ]
+
+
+def command(args, training: Training) -> List[str]:
+    """fairseq-train for one run; options of the user's come last and so override the others."""
+    own = ["--user-dir", PLUGIN, "--save-dir", str(training.folder), "--seed", str(training.seed)]
+    always = ["--task", "fastdiss", "--criterion", "fastdiss_loss", "--log-format", "simple", "--no-epoch-checkpoints"]
+    executable = [sys.executable, "-m", "fairseq_cli.train", str(args.data)]
+    return [*executable, *own, *always, *SYSTEMS[training.system], *shlex.split(args.train)]
+
+
+def environment(number: int) -> dict:
+    """One GPU a run where there are several; on a CPU waiting threads that do not spin."""
+    import torch
+
+    variables = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    if torch.cuda.device_count() > 1:
+        variables["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
+    return variables
+
+
+def train(args, training: Training, number: int) -> Training:
+    """Run or resume one training; its log goes to ``train.log`` in its folder.
+
+    Raises:
+        FastDiSSError: fairseq-train failed.
+    """
+    if training.finished.exists():
+        return training
+    training.folder.mkdir(parents=True, exist_ok=True)
+    log = training.folder / "train.log"
+    with open(log, "ab") as stream:
+        line = command(args, training)
+        done = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT, env=environment(number))
+    if done.returncode != 0:
+        raise FastDiSSError(f"training of {training.folder.name} failed (exit code {done.returncode}): see {log}")
+    training.finished.touch()
+    return training
+
+
+def train_all(args, runs: List[Training]) -> None:
+    """``args.jobs`` at a time; after a failure no new ones are started."""
+    with ThreadPoolExecutor(args.jobs) as pool:
+        waiting = [pool.submit(train, args, run, number) for number, run in enumerate(runs)]
+        try:
+            for done in as_completed(waiting):
+                print(f"trained: {done.result().folder.name}", flush=True)
+        except FastDiSSError:
+            for future in waiting:
+                future.cancel()
+            raise
+
+
+def main(arguments=None):
+    args = get_parser().parse_args(arguments)
+    if args.jobs < 1:
+        raise FastDiSSError(f"--jobs must be at least 1, not {args.jobs}")
+    for word in shlex.split(args.train):
+        if word.split("=")[0] in MANAGED:
+            raise FastDiSSError(f"--train must leave {word} to this command")
+    runs = trainings(args)
+    train_all(args, runs)
+    if args.sweep is not None:
+        paths = [str(run.checkpoint) for run in runs]
+        names = [run.system for run in runs]
+        options = shlex.split(args.sweep)
+        sweep.main([str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep"), *options])
+
+
+def cli_main():
+    run_as_command(main)

@@ -1,0 +1,86 @@
+"""Result files: lists of flat records in JSON, written whole after each record, read back on resuming."""
+
+import hashlib
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Sequence
+
+import torch
+
+from ..compat import FastDiSSError
+
+PACKAGES = ("torch", "fairseq", "ve-fairseq", "sacrebleu")
+
+
+class Records:
+    """A results file with one record a cell; ``key_fields`` are what tells cells apart."""
+
+    def __init__(self, path, key_fields: Sequence[str]):
+        self.path, self.key_fields = Path(path), tuple(key_fields)
+        self._found: Dict[str, dict] = {}
+        if self.path.exists():
+            self._found = {self.key(record): record for record in self._read()}
+
+    def _read(self) -> List[dict]:
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FastDiSSError(f"{self.path} is no results file: {error}") from None
+
+    def key(self, record: dict) -> str:
+        """What identifies a record, also as part of a file name."""
+        return "-".join(f"{record.get(name)}" for name in self.key_fields).replace(os.sep, "_")
+
+    def __contains__(self, record: dict) -> bool:
+        return self.key(record) in self._found
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self._found.values())
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def find(self, **fields) -> Optional[dict]:
+        """The first record with these fields."""
+        return next((r for r in self if all(r.get(k) == v for k, v in fields.items())), None)
+
+    def add(self, record: dict) -> None:
+        """Add or replace a record and save all; a crash leaves the old file or the new one."""
+        self._found[self.key(record)] = record
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(json.dumps(list(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(self.path)
+
+
+def versions() -> Dict[str, str]:
+    """Versions of the packages that results depend on."""
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, with the number of threads on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def sha256(path) -> str:
+    """The checksum of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far in MiB: allocated by torch on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

@@ -1,0 +1,307 @@
+"""Decode a split over a grid of settings and write results, tables and plots.
+
+    fastdiss-sweep data-bin/multi30k_de_en --path runs/both/checkpoint_last.pt --systems scp+mans \\
+        --reference data-bin/multi30k_de_en/raw/test.en --steps 1 2 5 20 --output runs/sweep
+
+Each model is loaded once.  Cells that FOLDER/results.json has are not decoded again, so an interrupted
+sweep goes on, and several calls (another grid, other checkpoints) add to one folder.  ``--outputs
+cmlm:10=generate.txt`` scores the output of fairseq-generate from any other model.
+"""
+
+import argparse
+import itertools
+import shlex
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from fairseq import checkpoint_utils, utils
+
+from ..compat import FastDiSSError
+from ..diffusion.sampling import SELF_CONDITIONING
+from ..diffusion.solvers import SOLVERS
+from ..generation.config import CHOICES, ESTIMATES, DecodingConfig
+from . import report, scoring
+from .command import run_as_command
+from .records import Records, device_name, peak_memory_mb, sha256, versions
+
+#: The settings of a cell, and the option of decoding that each is.
+SETTINGS = {
+    "steps": "decoding_steps",
+    "self_conditioning": "decoding_self_conditioning",
+    "solver": "decoding_solver",
+    "estimate": "decoding_estimate",
+    "noise_factor": "decoding_noise_factor",
+    "told_noise_factor": "decoding_told_noise_factor",
+    "temperature": "decoding_temperature",
+    "length_beam": "length_beam",
+    "noise_beam": "noise_beam",
+    "choice": "decoding_choice",
+}
+KEY_FIELDS = ("split", "system", "seed", *SETTINGS)
+
+
+class Loaded(NamedTuple):
+    """A checkpoint ready to decode; ``facts`` are the fields that all its records share."""
+
+    models: list
+    task: object
+    facts: Dict[str, object]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    default = DecodingConfig()
+    parser = argparse.ArgumentParser(
+        prog="fastdiss-sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder made by fairseq-preprocess")
+    parser.add_argument("--path", nargs="+", default=[], help="FastDiSS checkpoints")
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="their names (default: from the options trained with)")
+    parser.add_argument("--outputs", nargs="+", default=[], metavar="SYSTEM[:STEPS]=FILE", help="outputs of fairseq-generate")
+    parser.add_argument("--subset", default="test", help="split to decode")
+    parser.add_argument("--reference", type=Path, required=True, help="raw reference, one sentence a line")
+    parser.add_argument("--output", type=Path, required=True, help="folder for results, tables and plots")
+    parser.add_argument("--metrics", nargs="+", default=["BLEU", "chrF"], help=f"of {', '.join(scoring.METRICS)}; the first is plotted")
+    parser.add_argument("--detokenize", metavar="LANG", help="language for undoing Moses tokenisation (default: the target language)")
+    parser.add_argument("--baseline", metavar="SYSTEM", help="test the other systems against this one (paired bootstrap)")
+    parser.add_argument("--samples", type=int, default=0, help="print so many sample outputs")
+    parser.add_argument("--batch-size", type=int, default=128, help="sentences a batch")
+    parser.add_argument("--seed", type=int, default=1, help="seed of decoding's noise")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    grid = parser.add_argument_group("grid")
+    grid.add_argument("--steps", type=int, nargs="+", default=[1, 2, 3, 5, 10, 20])
+    grid.add_argument("--self-conditioning", nargs="+", default=["previous"], choices=SELF_CONDITIONING)
+    grid.add_argument("--solver", nargs="+", default=[default.decoding_solver], choices=list(SOLVERS))
+    grid.add_argument("--estimate", nargs="+", default=[default.decoding_estimate], choices=ESTIMATES)
+    grid.add_argument("--noise-factor", type=float, nargs="+", default=[None], help="default: that of training")
+    grid.add_argument("--told-noise-factor", type=float, nargs="+", default=[None], help="default: that of fairseq-generate")
+    grid.add_argument("--temperature", type=float, nargs="+", default=[default.decoding_temperature])
+    grid.add_argument("--length-beam", type=int, nargs="+", default=[1])
+    grid.add_argument("--noise-beam", type=int, nargs="+", default=[1])
+    grid.add_argument("--choice", nargs="+", default=["score"], choices=[c for c in CHOICES if c != "ar"])
+    return parser
+
+
+def cells(args) -> Iterator[Dict[str, object]]:
+    """The settings of the grid; a single candidate leaves no choice, so it is decoded once."""
+    for values in itertools.product(*(getattr(args, name) for name in SETTINGS)):
+        cell = dict(zip(SETTINGS, values))
+        if cell["length_beam"] * cell["noise_beam"] == 1:
+            if cell["choice"] != args.choice[0]:
+                continue
+            cell["choice"] = "score"
+        yield cell
+
+
+def load(path: str, args) -> Loaded:
+    """Load a checkpoint for ``args.data`` onto the device.
+
+    Raises:
+        FastDiSSError: no such file.
+    """
+    if not Path(path).is_file():
+        raise FastDiSSError(f"no checkpoint {path}")
+    overrides = {"data": str(args.data), "seed": args.seed}
+    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+    state = torch.load(path, map_location="cpu")
+    criterion = state["cfg"]["criterion"]
+    facts = {
+        "system": system_name(criterion),
+        "seed": state["cfg"]["common"]["seed"],
+        "updates": state["optimizer_history"][-1]["num_updates"],
+        "parameters": sum(p.numel() for p in models[0].parameters()),
+        "checkpoint": Path(path).name,
+        "checkpoint_sha256": sha256(path),
+    }
+    models[0].to(device(args)).eval()
+    return Loaded(models, task, facts)
+
+
+def system_name(criterion) -> str:
+    """The system's name from the criterion it was trained with."""
+    parts = [name for name in ("scp", "mans") if not getattr(criterion, f"no_{name}", False)]
+    return "+".join(parts) or "standard"
+
+
+def device(args) -> torch.device:
+    return torch.device("cpu" if args.cpu or not torch.cuda.is_available() else "cuda")
+
+
+def batches(task, args) -> List[dict]:
+    """All batches of the split, on the device, longest sentences together."""
+    task.load_dataset(args.subset)
+    iterator = task.get_batch_iterator(task.dataset(args.subset), max_sentences=args.batch_size)
+    found = list(iterator.next_epoch_itr(shuffle=False))
+    return utils.move_to_cuda(found) if device(args).type == "cuda" else found
+
+
+def generator_for(loaded: Loaded, cell: Dict[str, object]):
+    """The plugin's generator with the settings of a cell."""
+    request = Namespace(**{SETTINGS[name]: value for name, value in cell.items()})
+    return loaded.task.build_generator(loaded.models, request)
+
+
+def completed(loaded: Loaded, cell: Dict[str, object]) -> Dict[str, object]:
+    """The cell with numbers for the settings that were left to their defaults."""
+    sampler = generator_for(loaded, cell).decoding.sampler
+    return {**cell, "noise_factor": sampler.noise_factor, "told_noise_factor": sampler.told_noise_factor}
+
+
+def decode(loaded: Loaded, found: List[dict], cell: Dict[str, object], args, progress) -> tuple:
+    """Decode all batches: (lines of words in corpus order, mean evaluations, seconds)."""
+    task, models, generator = loaded.task, loaded.models, generator_for(loaded, cell)
+    dictionary, strip = task.target_dictionary, generator.symbols_to_strip_from_output
+    lines, evaluations = {}, 0
+    generator.generate(models, found[0])  # warm-up, not timed
+    started = clock(args)
+    for batch in found:
+        for number, hypotheses in zip(batch["id"].tolist(), generator.generate(models, batch)):
+            lines[number] = dictionary.string(hypotheses[0]["tokens"], "subword_nmt", extra_symbols_to_ignore=strip)
+            evaluations += hypotheses[0]["steps"]
+        progress.update(len(batch["id"]))
+    return [lines[i] for i in sorted(lines)], evaluations / len(lines), clock(args) - started
+
+
+def clock(args) -> float:
+    """The time once the device has finished its work."""
+    if device(args).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(loaded: Loaded, found: List[dict], cell: dict, args, references: List[str], progress) -> tuple:
+    """One cell: its record and its detokenised hypotheses."""
+    lines, evaluations, seconds = decode(loaded, found, cell, args, progress)
+    hypotheses = scoring.detokenise(lines, args.detokenize or loaded.task.cfg.target_lang)
+    record = {
+        **loaded.facts,
+        **cell,
+        "candidates": cell["length_beam"] * cell["noise_beam"],
+        "evaluations": round(evaluations, 2),
+        "decoding_seed": args.seed,
+        "seconds": round(seconds, 3),
+        "sentences_per_second": round(len(lines) / seconds, 2),
+        "batch_size": args.batch_size,
+        "peak_memory_mb": peak_memory_mb(device(args)),
+    }
+    return {**common(args), **record, **scored(hypotheses, references, args)}, hypotheses
+
+
+def common(args) -> Dict[str, object]:
+    """What all records of a call share."""
+    command = ["fastdiss-sweep", *(word if "/" not in word else short(word) for word in sys.argv[1:])]
+    return {
+        "benchmark": args.data.resolve().name,
+        "split": args.subset,
+        "device": device_name(device(args)),
+        "versions": versions(),
+        "command": shlex.join(command),
+    }
+
+
+def short(word: str) -> str:
+    """A path without the folders above the working directory."""
+    name, equals, path = word.rpartition("=")
+    try:
+        return name + equals + str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return name + equals + Path(path).name
+
+
+def scored(hypotheses: List[str], references: List[str], args) -> Dict[str, object]:
+    """The fields of a record that say how good the hypotheses are; the first metric leads."""
+    scores = scoring.score(hypotheses, references, args.metrics)
+    lead = scores[args.metrics[0]]
+    return {
+        "metric": args.metrics[0],
+        "value": lead.value,
+        "signature": lead.signature,
+        "scores": {name: found._asdict() for name, found in scores.items()},
+    }
+
+
+def external(spec: str, args, references: List[str]) -> tuple:
+    """Record and hypotheses of an ``--outputs`` entry."""
+    name, equals, path = spec.partition("=")
+    system, _, steps = name.partition(":")
+    if not equals or not system or (steps and not steps.isdigit()):
+        raise FastDiSSError(f"--outputs takes SYSTEM[:STEPS]=FILE, not '{spec}'")
+    lines = scoring.read_hypotheses(path)
+    hypotheses = scoring.detokenise(lines, args.detokenize) if args.detokenize else lines
+    seconds, rate = report.timing("\n".join(scoring.read_lines(path)))
+    record = {
+        **common(args),
+        "system": system,
+        "steps": int(steps) if steps else None,
+        "candidates": None,
+        "self_conditioning": None,
+        "seconds": seconds,
+        "sentences_per_second": rate,
+        **scored(hypotheses, references, args),
+    }
+    return record, hypotheses
+
+
+class Sweep:
+    """The output folder: records, hypotheses, tables and plots."""
+
+    def __init__(self, args):
+        self.args = args
+        self.references = scoring.read_lines(args.reference)
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "hypotheses").mkdir(exist_ok=True)
+        self.records = Records(args.output / "results.json", KEY_FIELDS)
+
+    def add(self, record: dict, hypotheses: List[str]) -> None:
+        """The text first, so that a record always has its text."""
+        self.text_path(record).write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
+        self.records.add(record)
+
+    def text_path(self, record: dict) -> Path:
+        return self.args.output / "hypotheses" / f"{self.records.key(record)}.txt"
+
+    def hypotheses(self, record: dict) -> List[str]:
+        return scoring.read_lines(self.text_path(record))
+
+    def decode_checkpoint(self, path: str, system: str) -> None:
+        """Decode the cells of one checkpoint that are missing."""
+        loaded = load(path, self.args)
+        loaded.facts["system"] = system or loaded.facts["system"]
+        known = {**loaded.facts, "split": self.args.subset}
+        wanted = [completed(loaded, cell) for cell in cells(self.args)]
+        missing = [cell for cell in wanted if {**known, **cell} not in self.records]
+        if not missing:
+            return
+        found = batches(loaded.task, self.args)
+        sentences = sum(len(batch["id"]) for batch in found)
+        with tqdm(total=sentences * len(missing), unit="sentence", desc=loaded.facts["system"]) as progress:
+            for cell in missing:
+                record, text = measure(loaded, found, cell, self.args, self.references, progress)
+                self.add(record, text)
+                progress.set_postfix_str(f"K = {cell['steps']}: {record['metric']} {record['value']}")
+
+
+def main(arguments=None):
+    args = get_parser().parse_args(arguments)
+    scoring.check_metrics(args.metrics)
+    if args.systems and len(args.systems) != len(args.path):
+        raise FastDiSSError(f"{len(args.systems)} names for {len(args.path)} checkpoints")
+    if min(args.steps) < 1:
+        raise FastDiSSError(f"--steps must be at least 1, not {min(args.steps)}")
+    sweep = Sweep(args)
+    for path, system in itertools.zip_longest(args.path, args.systems or []):
+        sweep.decode_checkpoint(path, system)
+    for spec in args.outputs:
+        sweep.add(*external(spec, args, sweep.references))
+    report.write(sweep.records, sweep.hypotheses, sweep.references, args.output, args.baseline)
+    print((args.output / "table.md").read_text(encoding="utf-8"))
+    report.print_samples(sweep.records, sweep.hypotheses, sweep.references, args.samples)
+
+
+def cli_main():
+    run_as_command(main)

@@ -1,0 +1,317 @@
+"""The console commands fastdiss-score, fastdiss-sweep and fastdiss-ablate, and the plots of training."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, generate, lines
+
+from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.tools import ablate, report, scoring, sweep
+from fastdiss_fairseq.tools.records import Records, sha256
+
+WORDS = "a man walks down the old street with his small brown dog".split()
+
+
+def tool(name, *arguments, check=True):
+    """Run a console command as a user would."""
+    code = f"from fastdiss_fairseq.tools.{name} import cli_main; cli_main()"
+    line = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=300)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def assert_one_line_error(done, *parts):
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("fastdiss: error: ")
+    for part in parts:
+        assert part in last
+
+
+# Scoring
+
+
+def generated(path, sentences):
+    """Write a file like the output of fairseq-generate, in an order of its own."""
+    text = []
+    for number, line in reversed(list(enumerate(sentences))):
+        text += [f"S-{number}\tx", f"T-{number}\tx", f"H-{number}\t-0.1\t{line}"]
+        text += [f"D-{number}\t-0.1\t{line}", f"P-{number}\t-0.1"]
+    text.append("Translated 2 sentences (9 tokens) in 0.5s (4.00 sentences/s, 18.00 tokens/s)")
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return path
+
+
+def test_scoring(tmp_path):
+    sentences = [f"A man number {number} walks down the street ." for number in range(12)]
+    output = generated(tmp_path / "gen.txt", sentences)
+    assert scoring.read_hypotheses(output) == sentences
+    (tmp_path / "ref").write_text("\n".join(sentences).replace(" .", ".") + "\n")
+    scores = json.loads(tool("scoring", output, tmp_path / "ref", "--detokenize", "en").stdout)
+    assert (scores["sentences"], scores["BLEU"]["value"], scores["chrF"]["value"]) == (12, 100.0, 100.0)
+    assert "tok:13a" in scores["BLEU"]["signature"] and "nc:6" in scores["chrF"]["signature"]
+
+
+@pytest.mark.parametrize(
+    "text, reference, message",
+    [
+        ("D-0\t-1\ta\n", "a\nb\n", "1 hypotheses but 2 references"),
+        ("nothing", "a\n", "no D- lines"),
+        ("D-0\t-1\ta\nD-0\t-2\tb\n", "a\n", "sentence 0 occurs twice"),
+        (None, "a\n", "cannot read"),
+    ],
+)
+def test_scoring_errors(tmp_path, text, reference, message):
+    if text is not None:
+        (tmp_path / "gen").write_text(text)
+    (tmp_path / "ref").write_text(reference)
+    assert_one_line_error(tool("scoring", tmp_path / "gen", tmp_path / "ref", check=False), message)
+
+
+def test_an_empty_hypothesis_counts_as_a_line(tmp_path):
+    output = generated(tmp_path / "gen.txt", ["a", "", "c"])
+    assert scoring.read_hypotheses(output) == ["a", "", "c"]
+
+
+def test_rouge(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(FastDiSSError, match="rouge-score"):
+        scoring.score(["a b"], ["a b"], ["ROUGE-1"])
+    monkeypatch.undo()
+    pytest.importorskip("rouge_score")
+    scores = scoring.score(["the cat sat", "a b"], ["the cat sat", "c d"], ["ROUGE-1", "ROUGE-2", "ROUGE-L"])
+    assert [found.value for found in scores.values()] == [50.0, 50.0, 50.0]
+
+
+def test_unknown_metrics_are_named():
+    with pytest.raises(FastDiSSError, match="unknown metric 'METEOR'.*chrF"):
+        scoring.score(["a"], ["a"], ["METEOR"])
+
+
+def corrupted(sentences, which):
+    """The sentences with one word replaced in the slice ``which``."""
+    changed = [line.split() for line in sentences]
+    for words in changed[which]:
+        words[len(words) // 2] = "elephant"
+    return [" ".join(words) for words in changed]
+
+
+@pytest.mark.parametrize("metric", ["BLEU", "chrF", "ROUGE-1"])
+def test_paired_bootstrap(metric):
+    if metric.startswith("ROUGE"):
+        pytest.importorskip("rouge_score")
+    generator = random.Random(1)
+    references = [" ".join(generator.choices(WORDS, k=8)) for _ in range(60)]
+    good, bad = corrupted(references, slice(0, None, 5)), corrupted(references, slice(None))
+    alike = corrupted(good, slice(1, 2))  # worse in one sentence of sixty
+    assert scoring.paired_bootstrap(good, bad, references, metric) < 0.01
+    assert scoring.paired_bootstrap(good, alike, references, metric) > 0.05
+
+
+# Records
+
+
+def test_records_are_found_again(tmp_path):
+    path = tmp_path / "results.json"
+    records = Records(path, ["system", "steps"])
+    for steps, value in ((1, 3.0), (2, 4.0), (1, 5.0)):
+        records.add({"system": "a", "steps": steps, "value": value})
+    again = Records(path, ["system", "steps"])
+    assert [(r["steps"], r["value"]) for r in again] == [(1, 5.0), (2, 4.0)]
+    assert {"system": "a", "steps": 2, "value": 9} in again and {"system": "b", "steps": 2} not in again
+    path.write_text("[{")
+    with pytest.raises(FastDiSSError, match="no results file"):
+        Records(path, ["system"])
+
+
+# Sweep
+
+
+@pytest.fixture(scope="module")
+def swept(data, text, checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    arguments = [
+        data, "--path", checkpoint, checkpoint, "--systems", "a", "b", "--reference", text / "test.tgt", "--cpu",
+        "--steps", 1, 3, "--self-conditioning", "previous", "recompute", "--output", folder, "--metrics", "chrF", "BLEU",
+        "--baseline", "a", "--batch-size", 4, "--samples", 2,
+    ]  # fmt: skip
+    return folder, arguments, tool("sweep", *arguments)
+
+
+def test_sweep_agrees_with_generate(swept, data, text, checkpoint):
+    folder, _, _ = swept
+    record = Records(folder / "results.json", sweep.KEY_FIELDS).find(system="a", steps=3, self_conditioning="previous")
+    hypotheses = (folder / "hypotheses").glob("test-a-7-3-previous-*")
+    output = generate(data, checkpoint, "--decoding-steps", 3, "--seed", 1).stdout
+    expected = [found[0].split("\t")[1] for _, found in sorted(lines(output, "H").items(), key=lambda x: int(x[0]))]
+    assert next(hypotheses).read_text().splitlines() == scoring.detokenise(expected, "tgt")
+    assert record["value"] == scoring.score(expected, scoring.read_lines(text / "test.tgt"), ["chrF"])["chrF"].value
+
+
+def test_records_of_a_sweep_say_all(swept, checkpoint):
+    folder, _, _ = swept
+    records = json.loads((folder / "results.json").read_text())
+    assert len(records) == 8
+    for record in records:
+        each = 2 if record["self_conditioning"] == "recompute" else 1
+        assert record["evaluations"] == each * record["steps"]
+        assert record["checkpoint_sha256"] == sha256(checkpoint) and record["updates"] == 12
+        assert (record["seed"], record["candidates"], record["split"], record["metric"]) == (7, 1, "test", "chrF")
+        assert (record["noise_factor"], record["told_noise_factor"]) == (4.0, 16.0)
+        assert record["seconds"] > 0 and record["sentences_per_second"] > 0 and record["peak_memory_mb"] > 1
+        assert {"benchmark", "signature", "device", "versions", "command"} <= set(record)
+        assert set(record["scores"]) == {"chrF", "BLEU"} and str(ROOT.parent) not in record["command"]
+
+
+def test_tables_and_plots_of_a_sweep(swept):
+    folder, _, done = swept
+    table = (folder / "table.md").read_text()
+    assert "| system | self conditioning | K = 1 | K = 3 |" in table and "| b, recompute | a | 3 |" in table
+    assert "| a, recompute | previous | 3 |" in table
+    assert done.stdout.count("reference: ") == 2
+    pytest.importorskip("matplotlib")
+    names = ("quality_by_steps", "quality_by_latency", "recompute_gap")
+    for name in [f"{name}.{kind}" for name in names for kind in ("png", "svg")]:
+        assert (folder / name).stat().st_size > 1000
+
+
+def test_a_sweep_goes_on_where_it_stopped(swept):
+    """Of the cells on file none is decoded again; the one that is missing is."""
+    folder, arguments, _ = swept
+    path = folder / "results.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps([{**record, "value": -1.0} for record in before[:-1]]))
+    tool("sweep", *arguments)
+    after = json.loads(path.read_text())
+    assert [record["value"] for record in after] == [-1.0] * 7 + [before[-1]["value"]]
+
+
+def test_outputs_of_other_models_stand_in_the_same_table(tmp_path, data, text):
+    output = generated(tmp_path / "gen.txt", scoring.read_lines(text / "test.tgt"))
+    options = ["--reference", text / "test.tgt", "--output", tmp_path / "out"]
+    tool("sweep", data, "--outputs", f"ar={output}", f"cmlm:10={output}", *options)
+    ar, cmlm = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (ar["system"], ar["steps"], cmlm["system"], cmlm["steps"]) == ("ar", None, "cmlm", 10)
+    assert ar["value"] == 100.0 and (ar["seconds"], ar["sentences_per_second"]) == (0.5, 4.0)
+    assert "| cmlm | 100.00 |  |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_single_candidate_is_decoded_once():
+    parse = sweep.get_parser().parse_args
+    args = parse("d --reference r --output o --steps 5 --length-beam 1 3 --choice mbr score".split())
+    found = [(cell["length_beam"], cell["choice"]) for cell in sweep.cells(args)]
+    assert found == [(1, "score"), (3, "mbr"), (3, "score")]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--path", "none.pt"], "no checkpoint none.pt"),
+        (["--path", "a.pt", "--systems", "a", "b"], "2 names for 1 checkpoints"),
+        (["--metrics", "METEOR"], "unknown metric"),
+        (["--steps", "0"], "at least 1"),
+        (["--outputs", "=x"], "SYSTEM[:STEPS]=FILE"),
+        (["--outputs", "cmlm:many=x"], "SYSTEM[:STEPS]=FILE"),
+        (["--outputs", "cmlm=missing"], "cannot read missing"),
+        (["--reference", "missing"], "cannot read missing"),
+    ],
+)
+def test_sweep_errors(options, message, tmp_path, data, text):
+    always = [data, "--reference", text / "test.tgt", "--output", tmp_path]
+    assert_one_line_error(tool("sweep", *always, *options, check=False), message)
+
+
+# Ablation
+
+
+@pytest.fixture(scope="module")
+def ablated(data, text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablation")
+    options = [o for o in TRAINING if o not in ("--log-format", "simple", "--no-epoch-checkpoints", "--seed", "7")]
+    options += ["--max-update", "4", "--mans-start", "0", "--log-noise-levels", "--log-interval", "2"]
+    arguments = [
+        data, "--output", folder, "--jobs", 2, "--train", " ".join([*MODEL, *options]),
+        "--sweep", f"--reference {text / 'test.tgt'} --steps 1 2 --baseline standard --cpu",
+    ]  # fmt: skip
+    tool("ablate", *arguments)
+    return folder, arguments
+
+
+def test_ablation_trains_four_systems_that_differ_in_scp_and_mans_alone(ablated):
+    folder, _ = ablated
+    configurations = {}
+    for system in ablate.SYSTEMS:
+        state = torch.load(folder / system / "checkpoint_last.pt")
+        assert state["optimizer_history"][-1]["num_updates"] == 4
+        cfg = state["cfg"]
+        parts = [name for name in ("scp", "mans") if not cfg["criterion"]["no_" + name]]
+        assert ("+".join(parts) or "standard") == system
+        cfg["criterion"].update(no_scp=None, no_mans=None)
+        cfg["checkpoint"]["save_dir"] = None
+        configurations[system] = {name: cfg[name] for name in ("criterion", "model", "optimization", "dataset", "common")}
+    assert all(found == configurations["standard"] for found in configurations.values())
+    records = json.loads((folder / "sweep" / "results.json").read_text())
+    assert {(r["system"], r["steps"]) for r in records} == {(s, k) for s in ablate.SYSTEMS for k in (1, 2)}
+
+
+def test_a_finished_ablation_trains_nothing_again(ablated):
+    folder, arguments = ablated
+    checkpoints = sorted(folder.glob("*/checkpoint_last.pt"))
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    tool("ablate", *arguments)
+    assert len(before) == 4 and [path.stat().st_mtime_ns for path in checkpoints] == before
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--train", "--seed 3"], "must leave --seed to this command"),
+        (["--train", "--arch fastdiss_tiny --no-such-flag"], "training of standard failed"),
+        (["--train", "--arch fastdiss_tiny", "--jobs", 0], "--jobs must be at least 1"),
+    ],
+)
+def test_ablation_errors(options, message, tmp_path, data):
+    assert_one_line_error(tool("ablate", data, "--output", tmp_path, *options, check=False), message)
+
+
+# What training logs by noise level
+
+
+def test_noise_levels_are_logged_and_plotted(ablated, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder, _ = ablated
+    logs = [folder / system / "train.log" for system in ("standard", "mans")]
+    line = [sys.executable, ROOT / "scripts/plot_noise_levels.py", *logs, "--output", tmp_path]
+    subprocess.run(list(map(str, line)), check=True, env=ENVIRONMENT)
+    subprocess.run([*map(str, line), "--split", "valid"], check=True, env=ENVIRONMENT)
+    subprocess.run(list(map(str, line)), check=True, env=ENVIRONMENT)
+    found = json.loads((tmp_path / "noise_levels.json").read_text())
+    for moments in found.values():
+        assert [moment["updates"] for moment in moments] == [2, 4]
+        for moment in moments:
+            assert sum(moment["share"]) == pytest.approx(100, abs=0.1) and len(moment["share"]) == 10
+    assert not any(sum(moment["moved"]) for moment in found["standard"])
+    assert (tmp_path / "noise_levels_mans.png").stat().st_size > 1000
+
+
+def test_plotting_a_log_without_noise_levels_is_an_error(run, tmp_path):
+    (tmp_path / "log").write_text("train_inner | num_updates=3\n")
+    line = [sys.executable, str(ROOT / "scripts/plot_noise_levels.py"), str(tmp_path / "log"), "--output", str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1 and "--log-noise-levels" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_timing_is_read_from_fairseqs_report():
+    assert report.timing("... Translated 1,000 sentences (9 tokens) in 2.5s (400.00 sentences/s, ...") == (2.5, 400.0)
+    assert report.timing("nothing") == (None, None)
+
+
+def test_the_plugins_folder_is_the_package():
+    from fastdiss_fairseq.tools.command import PLUGIN as folder
+
+    assert folder == PLUGIN
