@@ -1,13 +1,14 @@
-"""The console commands fastdiss-score, fastdiss-sweep and fastdiss-ablate, and the plots of training."""
+"""The console commands fastdiss-score, fastdiss-sweep, fastdiss-ablate and fastdiss-export, and the plots of training."""
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, generate, lines
+from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, generate, lines
 
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.tools import ablate, report, scoring, sweep
@@ -201,6 +202,19 @@ def test_outputs_of_other_models_stand_in_the_same_table(tmp_path, data, text):
     assert "| cmlm | 100.00 |  |" in (tmp_path / "out" / "table.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "criterion, name",
+    [
+        ({"no_scp": True, "no_mans": True}, "standard"),
+        ({"no_mans": True}, "scp"),
+        ({"no_scp": True}, "mans"),
+        ({}, "scp+mans"),
+    ],
+)
+def test_systems_are_named_by_what_they_were_trained_with(criterion, name):
+    assert sweep.system_name(criterion) == name
+
+
 def test_a_single_candidate_is_decoded_once():
     parse = sweep.get_parser().parse_args
     args = parse("d --reference r --output o --steps 5 --length-beam 1 3 --choice mbr score".split())
@@ -253,7 +267,9 @@ def test_ablation_trains_four_systems_that_differ_in_scp_and_mans_alone(ablated)
         assert ("+".join(parts) or "standard") == system
         cfg["criterion"].update(no_scp=None, no_mans=None)
         cfg["checkpoint"]["save_dir"] = None
-        configurations[system] = {name: cfg[name] for name in ("criterion", "model", "optimization", "dataset", "common")}
+        configurations[system] = {
+            name: cfg[name] for name in ("criterion", "model", "optimization", "dataset", "common")
+        }
     assert all(found == configurations["standard"] for found in configurations.values())
     records = json.loads((folder / "sweep" / "results.json").read_text())
     assert {(r["system"], r["steps"]) for r in records} == {(s, k) for s in ablate.SYSTEMS for k in (1, 2)}
@@ -301,7 +317,13 @@ def test_noise_levels_are_logged_and_plotted(ablated, tmp_path):
 
 def test_plotting_a_log_without_noise_levels_is_an_error(run, tmp_path):
     (tmp_path / "log").write_text("train_inner | num_updates=3\n")
-    line = [sys.executable, str(ROOT / "scripts/plot_noise_levels.py"), str(tmp_path / "log"), "--output", str(tmp_path)]
+    line = [
+        sys.executable,
+        str(ROOT / "scripts/plot_noise_levels.py"),
+        str(tmp_path / "log"),
+        "--output",
+        str(tmp_path),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 1 and "--log-noise-levels" in done.stderr and "Traceback" not in done.stderr
 
@@ -315,3 +337,48 @@ def test_the_plugins_folder_is_the_package():
     from fastdiss_fairseq.tools.command import PLUGIN as folder
 
     assert folder == PLUGIN
+
+
+# Export
+
+
+@pytest.fixture(scope="module")
+def bundle(data, checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle") / "model"
+    tool("export", checkpoint, "--data", data, "--output", folder)
+    return folder
+
+
+def test_a_bundle_decodes_as_its_checkpoint_does(bundle, data, text, checkpoint):
+    original = torch.load(checkpoint)
+    assert (bundle / "model.pt").stat().st_size < checkpoint.stat().st_size / 4
+    half = torch.load(bundle / "model.pt")
+    assert half["last_optimizer_state"] is None and str(data) not in str(half["cfg"])
+    for name, value in original["model"].items():
+        assert torch.allclose(half["model"][name].float(), value.float(), atol=1e-3), name
+    options = ("--decoding-steps", 2, "--seed", 1)
+    expected = lines(generate(data, checkpoint, *options).stdout, "H")
+    found = lines(generate(data, bundle / "model.pt", *options).stdout, "H")
+    words = lambda output: [h[0].split("\t")[1] for _, h in sorted(output.items())]
+    alike = sum(a == b for a, b in zip(words(found), words(expected)))
+    assert alike >= 0.8 * len(expected)  # half precision may turn a close decision
+    source = (text / "test.src").read_text()
+    inside = fastdiss("interactive", bundle, "-s", "src", "-t", "tgt", "--path", bundle / "model.pt", "--cpu",
+                      *options, "--buffer-size", 20, stdin=source)  # fmt: skip
+    assert words(lines(inside.stdout, "H")) == words(found)
+
+
+def test_a_bundle_is_verified(bundle, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    assert "all checksums agree" in tool("export", "--verify", copy).stdout
+    with open(copy / "dict.src.txt", "a") as stream:
+        stream.write("more 1\n")
+    assert_one_line_error(tool("export", "--verify", copy, check=False), "dict.src.txt is not the file")
+    (copy / "model.pt").unlink()
+    assert_one_line_error(tool("export", "--verify", copy, check=False), "dict.src.txt")
+    assert_one_line_error(tool("export", "--verify", tmp_path, check=False), "no bundle")
+    assert_one_line_error(
+        tool("export", "none.pt", "--data", copy, "--output", copy, check=False), "no checkpoint none.pt"
+    )
+    assert_one_line_error(tool("export", check=False), "--verify FOLDER")

@@ -1,1 +1,1 @@
-"""Console commands around training and decoding: score, sweep, ablate."""
+"""Console commands around training and decoding: score, sweep, ablate, export."""

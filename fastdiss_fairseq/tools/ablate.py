@@ -54,7 +54,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", type=Path, help="folder made by fairseq-preprocess")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, logs and results")
-    parser.add_argument("--train", required=True, metavar="OPTIONS", help="options of fairseq-train, the same for all systems")
+    parser.add_argument(
+        "--train", required=True, metavar="OPTIONS", help="options of fairseq-train, the same for all systems"
+    )
     parser.add_argument("--sweep", metavar="OPTIONS", help="options of fastdiss-sweep (default: train only)")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
@@ -135,7 +137,9 @@ def main(arguments=None):
         paths = [str(run.checkpoint) for run in runs]
         names = [run.system for run in runs]
         options = shlex.split(args.sweep)
-        sweep.main([str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep"), *options])
+        sweep.main(
+            [str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep"), *options]
+        )
 
 
 def cli_main():

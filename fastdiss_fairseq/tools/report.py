@@ -8,8 +8,8 @@ from .scoring import Score, paired_bootstrap
 
 #: What may tell rows of a table apart, in the order of its columns.
 ROW_FIELDS = (
-    "benchmark", "split", "system", "seed", "self_conditioning", "candidates", "choice", "solver", "estimate", "noise_factor",
-    "told_noise_factor", "temperature",
+    "benchmark", "split", "system", "seed", "self_conditioning", "candidates", "choice", "solver", "estimate",
+    "noise_factor", "told_noise_factor", "temperature",
 )  # fmt: skip
 TIMING = re.compile(r"Translated ([\d,]+) sentences .* in ([\d.]+)s \(([\d.]+) sentences/s")
 
@@ -23,7 +23,7 @@ def timing(log: str) -> Tuple[Optional[float], Optional[float]]:
 
 
 def write(records: Iterable[dict], hypotheses: Hypotheses, references, folder: Path, baseline=None) -> None:
-    """Write ``table.md``, ``significance.json`` (with a baseline or recomputed cells) and the plots."""
+    """Write ``table.md`` and the plots."""
     records = list(records)
     tests = comparisons(records, hypotheses, references, baseline)
     parts = [quality_table(records, metric) for metric in metrics_of(records)]
@@ -165,7 +165,8 @@ def plot(path: Path, records: Sequence[dict], x: Callable[[dict], Optional[float
     for record in records:
         curves.setdefault(row_of(record), []).append(record)
     for number, curve in enumerate(curves.values()):
-        name, style = label(curve[0], shown), {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+        name = label(curve[0], shown)
+        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
         points = sorted((x(r), r["value"]) for r in curve if x(r) is not None)
         if points:
             axes.plot(*zip(*points), marker="o", markersize=4, label=name, **style)

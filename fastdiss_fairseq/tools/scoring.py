@@ -113,9 +113,7 @@ def rouge_signature() -> str:
     return f"rouge-score:{version('rouge-score')}|stemmer:yes|F1|mean over sentences"
 
 
-def paired_bootstrap(
-    hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str], metric: str
-) -> float:
+def paired_bootstrap(hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str], metric: str) -> float:
     """The p-value of the difference of two systems (Koehn, 2004), with 1,000 resamples.
 
     BLEU and chrF through sacreBLEU's PairedTest; ROUGE, a mean over sentences, by the same rule on

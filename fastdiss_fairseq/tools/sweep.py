@@ -61,14 +61,24 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", type=Path, help="folder made by fairseq-preprocess")
     parser.add_argument("--path", nargs="+", default=[], help="FastDiSS checkpoints")
-    parser.add_argument("--systems", nargs="+", metavar="NAME", help="their names (default: from the options trained with)")
-    parser.add_argument("--outputs", nargs="+", default=[], metavar="SYSTEM[:STEPS]=FILE", help="outputs of fairseq-generate")
+    parser.add_argument(
+        "--systems", nargs="+", metavar="NAME", help="their names (default: from the options trained with)"
+    )
+    parser.add_argument(
+        "--outputs", nargs="+", default=[], metavar="SYSTEM[:STEPS]=FILE", help="outputs of fairseq-generate"
+    )
     parser.add_argument("--subset", default="test", help="split to decode")
     parser.add_argument("--reference", type=Path, required=True, help="raw reference, one sentence a line")
     parser.add_argument("--output", type=Path, required=True, help="folder for results, tables and plots")
-    parser.add_argument("--metrics", nargs="+", default=["BLEU", "chrF"], help=f"of {', '.join(scoring.METRICS)}; the first is plotted")
-    parser.add_argument("--detokenize", metavar="LANG", help="language for undoing Moses tokenisation (default: the target language)")
-    parser.add_argument("--baseline", metavar="SYSTEM", help="test the other systems against this one (paired bootstrap)")
+    parser.add_argument(
+        "--metrics", nargs="+", default=["BLEU", "chrF"], help=f"of {', '.join(scoring.METRICS)}; the first is plotted"
+    )
+    parser.add_argument(
+        "--detokenize", metavar="LANG", help="language for undoing Moses tokenisation (default: the target language)"
+    )
+    parser.add_argument(
+        "--baseline", metavar="SYSTEM", help="test the other systems against this one (paired bootstrap)"
+    )
     parser.add_argument("--samples", type=int, default=0, help="print so many sample outputs")
     parser.add_argument("--batch-size", type=int, default=128, help="sentences a batch")
     parser.add_argument("--seed", type=int, default=1, help="seed of decoding's noise")
@@ -79,7 +89,9 @@ def get_parser() -> argparse.ArgumentParser:
     grid.add_argument("--solver", nargs="+", default=[default.decoding_solver], choices=list(SOLVERS))
     grid.add_argument("--estimate", nargs="+", default=[default.decoding_estimate], choices=ESTIMATES)
     grid.add_argument("--noise-factor", type=float, nargs="+", default=[None], help="default: that of training")
-    grid.add_argument("--told-noise-factor", type=float, nargs="+", default=[None], help="default: that of fairseq-generate")
+    grid.add_argument(
+        "--told-noise-factor", type=float, nargs="+", default=[None], help="default: that of fairseq-generate"
+    )
     grid.add_argument("--temperature", type=float, nargs="+", default=[default.decoding_temperature])
     grid.add_argument("--length-beam", type=int, nargs="+", default=[1])
     grid.add_argument("--noise-beam", type=int, nargs="+", default=[1])
@@ -108,10 +120,9 @@ def load(path: str, args) -> Loaded:
         raise FastDiSSError(f"no checkpoint {path}")
     overrides = {"data": str(args.data), "seed": args.seed}
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
-    state = torch.load(path, map_location="cpu")
-    criterion = state["cfg"]["criterion"]
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
     facts = {
-        "system": system_name(criterion),
+        "system": system_name(state["cfg"]["criterion"]),
         "seed": state["cfg"]["common"]["seed"],
         "updates": state["optimizer_history"][-1]["num_updates"],
         "parameters": sum(p.numel() for p in models[0].parameters()),
@@ -124,7 +135,7 @@ def load(path: str, args) -> Loaded:
 
 def system_name(criterion) -> str:
     """The system's name from the criterion it was trained with."""
-    parts = [name for name in ("scp", "mans") if not getattr(criterion, f"no_{name}", False)]
+    parts = [name for name in ("scp", "mans") if not criterion.get(f"no_{name}")]
     return "+".join(parts) or "standard"
 
 

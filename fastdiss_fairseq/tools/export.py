@@ -1,0 +1,118 @@
+"""Make a folder from a checkpoint that fairseq's commands take as data folder and model at once.
+
+    fastdiss-export runs/both/checkpoint_last.pt --data data-bin/multi30k_de_en --output models/multi30k_de_en
+
+FOLDER gets model.pt (weights in half precision, no optimizer state, no paths), the dictionaries, the BPE
+codes and bundle.json with languages, sizes, versions and SHA-256 checksums; ``--verify`` checks them.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf, open_dict
+
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+from fairseq.data import data_utils
+
+from ..compat import FastDiSSError
+from .command import run_as_command
+from .records import sha256, versions
+
+WEIGHTS = "model.pt"
+DESCRIPTION = "bundle.json"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastdiss-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", nargs="?", type=Path)
+    parser.add_argument("--data", type=Path, help="the data folder it was trained on: dictionaries and codes")
+    parser.add_argument("--output", type=Path, help="folder to make")
+    parser.add_argument("--float32", action="store_true", help="keep full precision")
+    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="check the checksums of a bundle instead")
+    return parser
+
+
+def slim(state: dict, half: bool) -> dict:
+    """What decoding needs of a checkpoint: options without paths, and weights."""
+    cfg = state["cfg"]
+    with open_dict(cfg):
+        cfg["task"]["data"] = ""
+        cfg["common"]["user_dir"] = "fastdiss_fairseq"
+        cfg["common"]["tensorboard_logdir"] = None
+        cfg["checkpoint"]["save_dir"] = "checkpoints"
+        cfg["checkpoint"]["restore_file"] = "checkpoint_last.pt"
+    weights = {
+        name: value.half() if half and value.is_floating_point() else value for name, value in state["model"].items()
+    }
+    history = {name: state[name] for name in ("optimizer_history", "extra_state")}  # updates and epochs
+    history["extra_state"] = {"train_iterator": history["extra_state"]["train_iterator"]}
+    empty = {"args": None, "last_optimizer_state": None, "task_state": {}}
+    return {**empty, **history, "cfg": OmegaConf.to_container(cfg), "model": weights}
+
+
+def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dict:
+    """Make the bundle; returns its description.
+
+    Raises:
+        FastDiSSError: no such checkpoint, or a data folder without dictionaries.
+    """
+    if not checkpoint.is_file():
+        raise FastDiSSError(f"no checkpoint {checkpoint}")
+    state = load_checkpoint_to_cpu(str(checkpoint))
+    task = state["cfg"]["task"]
+    given = [task["source_lang"], task["target_lang"]]
+    languages = given if all(given) else data_utils.infer_language_pair(str(data))
+    files = [data / f"dict.{language}.txt" for language in languages]
+    for file in files:
+        if not file.is_file():
+            raise FastDiSSError(f"no dictionary {file}")
+    files += [data / "codes"] if (data / "codes").is_file() else []
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    torch.save(slim(state, half), folder / WEIGHTS)
+    description = {
+        "source_lang": languages[0],
+        "target_lang": languages[1],
+        "arch": state["cfg"]["model"]["_name"],
+        "updates": state["optimizer_history"][-1]["num_updates"],
+        "parameters": sum(value.numel() for value in state["model"].values()),
+        "versions": versions(),
+        "sha256": {name: sha256(folder / name) for name in sorted([WEIGHTS, *(file.name for file in files)])},
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    return description
+
+
+def verify(folder: Path) -> None:
+    """Raise FastDiSSError unless every file of a bundle has its checksum."""
+    try:
+        expected = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FastDiSSError(f"{folder} is no bundle: {error}") from None
+    for name, checksum in expected.items():
+        if not (folder / name).is_file():
+            raise FastDiSSError(f"{folder} lacks {name}")
+        if sha256(folder / name) != checksum:
+            raise FastDiSSError(f"{folder / name} is not the file that was exported: its checksum differs")
+
+
+def main(arguments=None):
+    args = get_parser().parse_args(arguments)
+    if args.verify:
+        verify(args.verify)
+        print(f"{args.verify}: all checksums agree")
+        return
+    if not (args.checkpoint and args.data and args.output):
+        raise FastDiSSError("fastdiss-export takes CHECKPOINT --data FOLDER --output FOLDER, or --verify FOLDER")
+    description = export(args.checkpoint, args.data, args.output, half=not args.float32)
+    print(json.dumps(description, indent=1))
+
+
+def cli_main():
+    run_as_command(main)
