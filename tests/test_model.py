@@ -81,6 +81,25 @@ def test_a_checkpoint_of_another_dictionary_names_both_sizes(which, sizes):
         other.load_state_dict(state)
 
 
+@pytest.mark.parametrize("which", ["source_dictionary", "target_dictionary"])
+def test_a_checkpoint_of_a_dictionary_in_another_order_is_refused(which):
+    swapped, state = task(40, 40), model(task(40, 40)).state_dict()
+    words = getattr(swapped, which).symbols
+    words[10], words[11] = words[11], words[10]
+    other = model(swapped)
+    before_loading(other, check_dictionary)
+    with pytest.raises(FastDiSSError, match="other words or another order"):
+        other.load_state_dict(state)
+
+
+def test_a_checkpoint_from_before_dictionaries_were_recorded_loads():
+    other, state = model(seed=5), model().state_dict()
+    before_loading(other, check_dictionary)
+    del state["dictionaries"]
+    other.load_state_dict(state)
+    assert torch.equal(other.embedding.weight, model().embedding.weight)
+
+
 def test_a_checkpoint_of_the_same_dictionary_loads():
     other = model(seed=5)
     before_loading(other, check_dictionary)

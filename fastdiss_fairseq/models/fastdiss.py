@@ -1,6 +1,7 @@
 """The FastDiSS model for fairseq: encoder, latent embedding, denoiser and length predictor."""
 
 import contextlib
+import zlib
 from typing import NamedTuple, Optional
 
 import torch
@@ -51,6 +52,8 @@ class FastDiSSModel(BaseFairseqModel):
         self.cfg, self.padding_idx = cfg, target_dictionary.pad()
         self.process = Process(str(cfg.noise_schedule), cfg.noise_factor)
         self.num_updates = 0
+        checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
+        self.register_buffer("dictionaries", torch.tensor(checksums))
         self.embedding = LatentEmbedding(len(target_dictionary), cfg.latent_dim)
         self.encoder = self._build_encoder(source_dictionary)
         positions = Positions(cfg.max_target_positions, cfg.decoder_embed_dim, cfg.decoder_learned_pos)
@@ -168,8 +171,14 @@ def check_config(cfg, source_dictionary, target_dictionary) -> None:
         raise FastDiSSError(f"--noise-factor must be positive, not {cfg.noise_factor}")
 
 
+def fingerprint(dictionary) -> int:
+    """A checksum of a dictionary's words and their order, below 2^32."""
+    return zlib.crc32("\n".join(dictionary.symbols).encode("utf-8", "surrogateescape"))
+
+
 def check_dictionary(model: torch.nn.Module, state_dict) -> None:
-    """Raise FastDiSSError where an embedding of the checkpoint has another number of tokens."""
+    """Raise FastDiSSError where an embedding of the checkpoint has another number of tokens, or the
+    checkpoint of a FastDiSS model was trained with other words.  Older ones do not say which."""
     for name, parameter in model.state_dict().items():
         saved = state_dict.get(name)
         table = "embed" in name and "position" not in name and parameter.dim() == 2
@@ -179,6 +188,13 @@ def check_dictionary(model: torch.nn.Module, state_dict) -> None:
                     f"the dictionary does not fit the checkpoint: the dictionary has {len(parameter)} "
                     f"types, the checkpoint {len(saved)} ({name})"
                 )
+    if isinstance(model, FastDiSSModel):
+        saved = state_dict.setdefault("dictionaries", model.dictionaries)
+        if not torch.equal(saved.cpu(), model.dictionaries.cpu()):
+            raise FastDiSSError(
+                "the dictionary does not fit the checkpoint: it has as many types as the one trained with, "
+                "but other words or another order"
+            )
 
 
 for _name in ARCHITECTURES:
