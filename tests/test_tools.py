@@ -275,6 +275,18 @@ def test_ablation_trains_four_systems_that_differ_in_scp_and_mans_alone(ablated)
     assert {(r["system"], r["steps"]) for r in records} == {(s, k) for s in ablate.SYSTEMS for k in (1, 2)}
 
 
+def test_variants_are_trained_like_systems():
+    line = ["d", "--output", "o", "--train", "", "--systems", "mans", "--seeds", "1", "2"]
+    args = ablate.get_parser().parse_args([*line, "--variant", "late=--mans-start 0.5 --no-scp"])
+    found = [(run.folder.name, run.system, run.seed, list(run.options)) for run in ablate.trainings(args)]
+    late = ["--mans-start", "0.5", "--no-scp"]
+    assert found == [
+        ("mans-seed1", "mans", 1, ["--no-scp"]), ("late-seed1", "late", 1, late),
+        ("mans-seed2", "mans", 2, ["--no-scp"]), ("late-seed2", "late", 2, late),
+    ]  # fmt: skip
+    assert ablate.command(args, ablate.trainings(args)[1])[-3:] == late
+
+
 def test_a_finished_ablation_trains_nothing_again(ablated):
     folder, arguments = ablated
     checkpoints = sorted(folder.glob("*/checkpoint_last.pt"))
@@ -289,6 +301,8 @@ def test_a_finished_ablation_trains_nothing_again(ablated):
         (["--train", "--seed 3"], "must leave --seed to this command"),
         (["--train", "--arch fastdiss_tiny --no-such-flag"], "training of standard failed"),
         (["--train", "--arch fastdiss_tiny", "--jobs", 0], "--jobs must be at least 1"),
+        (["--train", "--arch fastdiss_tiny", "--variant", "mans=--mans-start 0"], "NAME=OPTIONS with a new name"),
+        (["--train", "--arch fastdiss_tiny", "--variant", "--mans-start 0"], "NAME=OPTIONS with a new name"),
     ],
 )
 def test_ablation_errors(options, message, tmp_path, data):

@@ -78,12 +78,15 @@ class FastDiSSGenerator:
         source = model.encode(src_tokens)
         key, mask = self._layout(model, src_tokens, source, decoding)
         shape = (mask.size(2), model.cfg.latent_dim)
+        whole = model.denoiser.target(mask.flatten(0, 1))
+        numbers = torch.arange(len(whole.mask), device=mask.device).view(mask.shape[:2])
 
         def denoise(z, t, z_bar, rows):
-            memory = source.memory if len(rows) == len(mask) else source.memory.select(rows)
-            flat = lambda x: x.flatten(0, 1)
-            time = t.to(z.device).expand(z.size(0) * z.size(1), 1)
-            return model.denoise(flat(z), time, flat(z_bar), flat(mask[rows]), memory).view(z.shape)
+            memory, target = source.memory, whole
+            if len(rows) < len(mask):
+                memory, target = memory.select(rows), whole.select(numbers[rows].flatten())
+            time = t.to(z.device).view(1, 1)
+            return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, memory).view(z.shape)
 
         def round_to_tokens(estimate, rows):
             return self.round(model, estimate, mask[rows])[0]

@@ -12,7 +12,7 @@ from fairseq.models import BaseFairseqModel, register_model
 from ..compat import FastDiSSError, bfloat16
 from ..diffusion.process import Process
 from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
-from ..modules.denoiser import Denoiser, Memory
+from ..modules.denoiser import Denoiser, Memory, Target
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
 from ..modules.length import LengthPredictor
@@ -117,11 +117,11 @@ class FastDiSSModel(BaseFairseqModel):
             logits = self.length(states, mask)
             return Source(self.denoiser.memory(states, mask), logits, mask.sum(1))
 
-    def denoise(self, z: Tensor, t: Tensor, z_bar: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+    def denoise(self, z: Tensor, t: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """One network evaluation; shapes as in :class:`Denoiser`, z at its natural scale."""
         scale = self.process.input_scale(t).unsqueeze(-1)
         with self.precision(z.device):
-            return self.denoiser(z * scale, t, z_bar, mask, memory)
+            return self.denoiser(z * scale, t, z_bar, target, memory)
 
     def token_logits(self, z: Tensor) -> Tensor:
         """Scores of all tokens at z (..., D): (..., V)."""
@@ -137,12 +137,12 @@ class FastDiSSModel(BaseFairseqModel):
         """
         source = self.encode(src_tokens)
         mask = target.ne(self.padding_idx)
-        z_0 = self.embedding(target)
+        z_0, shared = self.embedding(target), self.denoiser.target(mask)
 
         def denoise(z, t, z_bar, rows):
             if rows is None:
-                return self.denoise(z, t, z_bar, mask, source.memory)
-            return self.denoise(z, t, z_bar, mask[rows], source.memory.select(rows))
+                return self.denoise(z, t, z_bar, shared, source.memory)
+            return self.denoise(z, t, z_bar, shared.select(rows), source.memory.select(rows))
 
         def is_correct(estimate):
             return self.token_logits(estimate).argmax(-1).eq(target) & mask

@@ -24,6 +24,17 @@ class Memory(NamedTuple):
         return Memory(tuple(layer.select(rows) for layer in self.layers), self.mask[rows])
 
 
+class Target(NamedTuple):
+    """What is constant while a target is denoised: ``mask`` (B, T), True at real positions, and the
+    ``positions``' features (B, T, d)."""
+
+    mask: Tensor
+    positions: Tensor
+
+    def select(self, rows: Tensor) -> "Target":
+        return Target(self.mask[rows], self.positions[rows])
+
+
 class Denoiser(nn.Module):
     """A bidirectional transformer on z_t and the self-conditioning estimate.
 
@@ -46,21 +57,25 @@ class Denoiser(nn.Module):
         """Cross-attention keys and values of encoder states (S, L, d)."""
         return Memory(tuple(layer.cross_attention.project(states) for layer in self.layers), mask)
 
-    def forward(self, z: Tensor, t: Tensor, z_bar: Tensor, mask: Tensor, memory: Memory) -> Tensor:
+    def target(self, mask: Tensor) -> Target:
+        """What the evaluations for a mask (B, T) share."""
+        return Target(mask, self.positions(mask))
+
+    def forward(self, z: Tensor, t: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """Estimate z_0.
 
         Args:
             z: (B, T, D), scaled to unit variance.
-            t: (B, 1) or (B, T) times in [0, 1].
+            t: times in [0, 1], (B, 1), (B, T) or (1, 1).
             z_bar: (B, T, D) self-conditioning estimate, zero where there is none.
-            mask: (B, T), True at real positions.
+            target: of B targets.
             memory: of B sentences, or of S where B is a multiple of S (candidates of one sentence
                 follow each other).
         Returns:
             (B, T, D) float32.
         """
         x = self.input(torch.cat((z, z_bar), dim=-1).type_as(self.input.weight))
-        x = self.dropout(x + self.time(t) + self.positions(mask).type_as(x))
+        x = self.dropout(x + self.time(t) + target.positions.type_as(x))
         for layer, key_values in zip(self.layers, memory.layers):
-            x = layer(x, mask, key_values, memory.mask)
+            x = layer(x, target.mask, key_values, memory.mask)
         return self.output(self.norm(x)).float()

@@ -4,7 +4,8 @@
         --train "--arch fastdiss_tiny --optimizer adam --lr 2e-3 --max-tokens 4000 --max-update 2400 ..." \\
         --sweep "--reference data-bin/multi30k_de_en/raw/test.en --steps 1 2 5 20"
 
-Systems differ in --no-scp and --no-mans alone.  Checkpoints and logs go to OUTPUT/SYSTEM (with several
+Systems differ in --no-scp and --no-mans alone; ``--variant "uniform=--scp-rule uniform"`` adds one that
+differs from both in the options given.  Checkpoints and logs go to OUTPUT/SYSTEM (with several
 seeds OUTPUT/SYSTEM-seedN), the sweep's results to OUTPUT/sweep.  The same command goes on with what was
 interrupted, and repeats nothing that is finished.
 """
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import Dict, List, NamedTuple, Sequence
 
 from ..compat import FastDiSSError
 from . import sweep
@@ -36,6 +37,7 @@ class Training(NamedTuple):
     """One training run."""
 
     system: str
+    options: Sequence[str]
     seed: int
     folder: Path
 
@@ -58,19 +60,35 @@ def get_parser() -> argparse.ArgumentParser:
         "--train", required=True, metavar="OPTIONS", help="options of fairseq-train, the same for all systems"
     )
     parser.add_argument("--sweep", metavar="OPTIONS", help="options of fastdiss-sweep (default: train only)")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME=OPTIONS", help="a further system")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time; several GPUs are taken in turn")
     return parser
+
+
+def systems(args) -> Dict[str, Sequence[str]]:
+    """The options of each system to train.
+
+    Raises:
+        FastDiSSError: a variant without a name of its own.
+    """
+    chosen: Dict[str, Sequence[str]] = {name: SYSTEMS[name] for name in args.systems}
+    for variant in args.variant:
+        name, equals, options = variant.partition("=")
+        if not equals or not name or "/" in name or name in SYSTEMS:
+            raise FastDiSSError(f"--variant takes NAME=OPTIONS with a new name, not '{variant}'")
+        chosen[name] = shlex.split(options)
+    return chosen
 
 
 def trainings(args) -> List[Training]:
     """All runs, the systems of the first seed first."""
     suffix = lambda seed: f"-seed{seed}" if len(args.seeds) > 1 else ""
     return [
-        Training(system, seed, args.output / f"{system}{suffix(seed)}")
+        Training(name, options, seed, args.output / f"{name}{suffix(seed)}")
         for seed in args.seeds
-        for system in args.systems
+        for name, options in systems(args).items()
     ]
 
 
@@ -79,7 +97,7 @@ def command(args, training: Training) -> List[str]:
     own = ["--user-dir", PLUGIN, "--save-dir", str(training.folder), "--seed", str(training.seed)]
     always = ["--task", "fastdiss", "--criterion", "fastdiss_loss", "--log-format", "simple", "--no-epoch-checkpoints"]
     executable = [sys.executable, "-m", "fairseq_cli.train", str(args.data)]
-    return [*executable, *own, *always, *SYSTEMS[training.system], *shlex.split(args.train)]
+    return [*executable, *own, *always, *training.options, *shlex.split(args.train)]
 
 
 def environment(number: int) -> dict:
