@@ -35,6 +35,7 @@ setup(
         "console_scripts": [
             "fastdiss-score = fastdiss_fairseq.tools.scoring:cli_main",
             "fastdiss-sweep = fastdiss_fairseq.tools.sweep:cli_main",
+            "fastdiss-benchmark = fastdiss_fairseq.tools.benchmark:cli_main",
             "fastdiss-export = fastdiss_fairseq.tools.export:cli_main",
             "fastdiss-ablate = fastdiss_fairseq.tools.ablate:cli_main",
         ]

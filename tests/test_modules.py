@@ -9,6 +9,7 @@ from fastdiss_fairseq.compat import _attention_by_hand
 from fastdiss_fairseq.modules.denoiser import Denoiser, Memory
 from fastdiss_fairseq.modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding, sinusoid
 from fastdiss_fairseq.modules.encoder import Encoder
+from fastdiss_fairseq.modules.reference import ReferenceDenoiser
 from fastdiss_fairseq.modules.length import LengthPredictor
 from fastdiss_fairseq.modules.transformer import KeyValues, LayerConfig, TransformerLayer
 
@@ -98,6 +99,26 @@ def test_every_input_matters(changed):
         z[:, 0 if changed == "z" else -1] += 1
     after = run(encoder, denoiser, tokens, source_mask, z, t, z_bar, mask)
     assert not torch.allclose(after[:, 0], before[:, 0], atol=1e-4)
+
+
+@every_norm
+@torch.no_grad()
+def test_the_reference_path_agrees(pre_norm):
+    """fairseq's own decoder layers with the same weights, candidates copying their source, give the same values."""
+    cfg = replace(SIZES, pre_norm=pre_norm, memory_dim=20)
+    encoder, denoiser = networks(pre_norm=pre_norm)
+    reference = ReferenceDenoiser(denoiser, cfg)
+    tokens, *_ = inputs(batch=2)
+    _, z, _, z_bar = inputs(batch=6, seed=2)
+    t = torch.full((1, 1), 0.4)
+    source_mask = torch.ones_like(tokens, dtype=torch.bool)
+    source_mask[1, 3:] = False
+    mask = torch.arange(7) < torch.tensor([[7], [6], [5], [4], [3], [7]])
+    states = encoder(tokens, source_mask)
+    fast = denoiser(z, t, z_bar, denoiser.target(mask), denoiser.memory(states, source_mask))
+    slow = reference(z, t, z_bar, reference.target(mask), reference.memory(states, source_mask))
+    assert fast[mask].std() > 1e-3
+    assert torch.allclose(fast[mask], slow[mask], atol=1e-6)
 
 
 @every_norm

@@ -163,7 +163,7 @@ def test_records_of_a_sweep_say_all(swept, checkpoint):
         assert record["evaluations"] == each * record["steps"]
         assert record["checkpoint_sha256"] == sha256(checkpoint) and record["updates"] == 12
         assert (record["seed"], record["candidates"], record["split"], record["metric"]) == (7, 1, "test", "chrF")
-        assert (record["noise_factor"], record["told_noise_factor"]) == (4.0, 16.0)
+        assert (record["noise_factor"], record["told_noise_factor"]) == (4.0, 8.0)
         assert record["seconds"] > 0 and record["sentences_per_second"] > 0 and record["peak_memory_mb"] > 1
         assert {"benchmark", "signature", "device", "versions", "command"} <= set(record)
         assert set(record["scores"]) == {"chrF", "BLEU"} and str(ROOT.parent) not in record["command"]
@@ -396,3 +396,55 @@ def test_a_bundle_is_verified(bundle, tmp_path):
         tool("export", "none.pt", "--data", copy, "--output", copy, check=False), "no checkpoint none.pt"
     )
     assert_one_line_error(tool("export", check=False), "--verify FOLDER")
+
+
+# Benchmark
+
+
+def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, transformer, tmp_path):
+    options = [
+        "--steps",
+        1,
+        5,
+        "--candidates",
+        1,
+        3,
+        "--batch-sizes",
+        1,
+        4,
+        "--rounds",
+        2,
+        "--cpu",
+        "--max-tokens",
+        200,
+    ]
+    done = tool("benchmark", data, "--path", checkpoint, "--ar", transformer, "--output", tmp_path, *options)
+    records = json.loads((tmp_path / "results.json").read_text())
+    decoding = [r for r in records if r["benchmark"] == "decoding"]
+    assert {r["batch"] for r in decoding} == {1, 4, "tokens"}
+    for size in (1, 4, "tokens"):
+        found = [(r["system"], r["path"], r["steps"], r["candidates"]) for r in decoding if r["batch"] == size]
+        ours = [
+            ("fast", 1, 1),
+            ("fast", 1, 3),
+            ("fast", 5, 1),
+            ("reference", 5, 1),
+            ("fast", 5, 3),
+            ("reference", 5, 3),
+        ]
+        stock = [(f"ar, beam {beam}", "fairseq", None, None) for beam in (1, 5)]
+        assert found == [("fastdiss", *rest) for rest in ours] + stock
+    assert all(0 < r["value"] <= r["p95"] and r["speed_ratio"] > 0 for r in records)
+    assert next(r for r in decoding if r["system"] == "ar, beam 5")["speed_ratio"] == 1.0
+    assert [r["system"] for r in records if r["benchmark"] == "training"] == [
+        "standard",
+        "scp",
+        "mans",
+        "scp+mans",
+        "ar",
+    ]
+    assert [r["path"] for r in records if r["benchmark"] == "step"] == ["fast", "reference"]
+    assert "| fastdiss, K = 5, 3 candidates, reference path |" in done.stdout
+    assert_one_line_error(
+        tool("benchmark", data, "--path", "no", "--output", tmp_path, check=False), "no checkpoint no"
+    )

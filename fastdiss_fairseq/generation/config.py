@@ -16,9 +16,9 @@ from ..models.config import option
 CHOICES = ("score", "mbr", "ar")
 ESTIMATES = ("direct", "expected", "rounded")
 
-#: By default the model is told of this many times the noise factor it was trained with: with fewer,
-#: quality fell as K grew (README, "Results so far").
-TOLD_RATIO = 4.0
+#: By default the model is told of this many times the noise factor it was trained with (RESULTS.md,
+#: "The decoding rule").
+TOLD_RATIO = 2.0
 
 
 @dataclass
@@ -43,7 +43,7 @@ class DecodingConfig(FairseqDataclass):
         "previous", "condition on the last step's estimate, on one made anew (2 K evaluations), or on none"
     )
     decoding_estimate: ChoiceEnum(list(ESTIMATES)) = option(
-        "direct",
+        "expected",
         "what the solver and self-conditioning get: the network's estimate, the mean token embedding "
         "under its softmax, or the nearest token's embedding",
     )

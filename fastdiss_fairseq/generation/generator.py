@@ -13,8 +13,9 @@ from ..models.fastdiss import FastDiSSModel, Source
 from .choice import autoregressive_score, mbr, mean_log_probability
 from .config import Decoding, positive
 
-#: Positions rounded at a time, which bounds the memory of their logits over the vocabulary.
-ROUNDED_AT_ONCE = 4096
+#: Positions rounded at a time: their logits over the vocabulary should fit a CPU's cache, or a part of a
+#: GPU's memory.
+ROUNDED_AT_ONCE = {"cpu": 256, "cuda": 8192}
 
 
 class Candidates(NamedTuple):
@@ -129,7 +130,7 @@ class FastDiSSGenerator:
         words = mask & ~last
         tokens = torch.full_like(mask, self.pad, dtype=torch.long).masked_fill(last, self.eos)
         log_probs = torch.zeros_like(mask, dtype=torch.float)
-        pieces = [self._nearest(model, piece) for piece in estimate[words].split(ROUNDED_AT_ONCE)]
+        pieces = [self._nearest(model, piece) for piece in in_pieces(estimate[words])]
         tokens[words] = torch.cat([piece[0] for piece in pieces])
         log_probs[words] = torch.cat([piece[1] for piece in pieces])
         return tokens, log_probs
@@ -139,7 +140,7 @@ class FastDiSSGenerator:
         refined = torch.zeros_like(estimate)
         of_piece = {"expected": model.embedding.expected, "rounded": model.embedding.nearest}[how]
         with model.precision(estimate.device):
-            pieces = [of_piece(piece) for piece in estimate[mask].split(ROUNDED_AT_ONCE)]
+            pieces = [of_piece(piece) for piece in in_pieces(estimate[mask])]
         refined[mask] = torch.cat(pieces).type_as(refined)
         return refined
 
@@ -179,6 +180,11 @@ class FastDiSSGenerator:
         if history:
             hypothesis["history"] = [{"tokens": step[i, j][real]} for step in found.history]
         return hypothesis
+
+
+def in_pieces(positions: Tensor):
+    """(N, D) in pieces of :data:`ROUNDED_AT_ONCE`."""
+    return positions.split(ROUNDED_AT_ONCE.get(positions.device.type, 4096))
 
 
 def check_models(models, choice: str) -> None:

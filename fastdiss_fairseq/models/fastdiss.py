@@ -2,7 +2,7 @@
 
 import contextlib
 import zlib
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class FastDiSSModel(BaseFairseqModel):
         self.embedding = LatentEmbedding(len(target_dictionary), cfg.latent_dim)
         self.encoder = self._build_encoder(source_dictionary)
         positions = Positions(cfg.max_target_positions, cfg.decoder_embed_dim, cfg.decoder_learned_pos)
-        layer = self._layer_config("decoder", memory_dim=cfg.encoder_embed_dim)
+        layer = self.layer_config("decoder")
         self.denoiser = Denoiser(layer, cfg.decoder_layers, cfg.latent_dim, positions)
         self.length = LengthPredictor(cfg.encoder_embed_dim, cfg.max_length_offset)
 
@@ -71,7 +71,8 @@ class FastDiSSModel(BaseFairseqModel):
         check_config(cfg, task.source_dictionary, task.target_dictionary)
         return cls(cfg, task.source_dictionary, task.target_dictionary)
 
-    def _layer_config(self, side: str, memory_dim: Optional[int] = None) -> LayerConfig:
+    def layer_config(self, side: str) -> LayerConfig:
+        """The sizes of the layers of ``encoder`` or ``decoder``."""
         cfg = self.cfg
         return LayerConfig(
             dim=getattr(cfg, f"{side}_embed_dim"),
@@ -82,7 +83,7 @@ class FastDiSSModel(BaseFairseqModel):
             activation_dropout=cfg.activation_dropout,
             activation=str(cfg.activation_fn),
             pre_norm=str(cfg.layer_norm_position) == "pre",
-            memory_dim=memory_dim,
+            memory_dim=cfg.encoder_embed_dim if side == "decoder" else None,
         )
 
     def _build_encoder(self, dictionary) -> Encoder:
@@ -92,7 +93,7 @@ class FastDiSSModel(BaseFairseqModel):
         else:
             embedding = ScaledEmbedding(len(dictionary), dim, dictionary.pad())
         positions = Positions(cfg.max_source_positions, dim, cfg.encoder_learned_pos)
-        return Encoder(self._layer_config("encoder"), cfg.encoder_layers, embedding, positions)
+        return Encoder(self.layer_config("encoder"), cfg.encoder_layers, embedding, positions)
 
     def set_num_updates(self, num_updates):
         """Called by fairseq before each update; MANS and the noise depend on it."""

@@ -38,8 +38,10 @@ class LatentEmbedding(nn.Module):
     def expected(self, z: Tensor) -> Tensor:
         """The mean row under the softmax of the logits at z (N, D), float32: where z_0 is one of the
         rows, the estimate of it with the least mean squared error (Dieleman et al., 2022, eq. 6)."""
-        weights = torch.softmax(self.logits(z).float(), dim=-1)
-        return (weights.type_as(self.weight) @ self.table()).float()
+        table = self.table()
+        logits = F.linear(z.type_as(table), table).float()
+        weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+        return (weights.type_as(table) @ table).float() / weights.sum(-1, keepdim=True)
 
     def nearest(self, z: Tensor) -> Tensor:
         """The row nearest to z (N, D), float32."""

@@ -1,0 +1,358 @@
+"""Time decoding and training, system against system on the same batches in turn.
+
+    fastdiss-benchmark data-bin/multi30k_de_en --path runs/both/checkpoint_last.pt --ar ar.pt --cmlm cmlm.pt \\
+        --output runs/speed
+
+decodes batches of the test set with FastDiSS at several K (also on the reference path), the autoregressive
+transformer with beams 1 and 5, NAT, CMLM with 4 and 10 iterations and the Levenshtein transformer, as far as
+their checkpoints are given, and takes training steps with each.  All take each batch in turn, so that a
+drift of the machine's speed meets all alike; ratios are medians over batches.  Writes results.json and
+table.md; absolute times belong to the machine, ratios are what to compare.
+"""
+
+import argparse
+import copy
+import itertools
+import random
+import shlex
+import statistics
+import sys
+import time
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Sequence
+
+import torch
+
+from fairseq import checkpoint_utils, utils
+from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
+from fairseq.logging import metrics
+
+from ..compat import FastDiSSError
+from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
+from ..modules.reference import ReferenceDenoiser
+from .command import run_as_command
+from .records import Records, device_name, peak_memory_mb, versions
+
+BASELINES = ("ar", "nat", "cmlm", "levt")
+#: Generation options of fairseq's models: name -> (baseline, options).
+STOCK = {
+    "ar, beam 1": ("ar", {"beam": 1}),
+    "ar, beam 5": ("ar", {"beam": 5}),
+    "nat": ("nat", {"iter_decode_max_iter": 0}),
+    "cmlm, 4 iterations": ("cmlm", {"iter_decode_max_iter": 3, "iter_decode_force_max_iter": True}),
+    "cmlm, 10 iterations": ("cmlm", {"iter_decode_max_iter": 9, "iter_decode_force_max_iter": True}),
+    "levt": ("levt", {"iter_decode_max_iter": 9}),
+}
+#: Training systems: name -> options of the criterion that are switched off.
+TRAINED = {
+    "standard": {"no_scp": True, "no_mans": True},
+    "scp": {"no_mans": True},
+    "mans": {"no_scp": True},
+    "scp+mans": {},
+}
+KEY_FIELDS = ("benchmark", "system", "path", "steps", "candidates", "batch", "metric")
+
+
+class Contender(NamedTuple):
+    """What is timed: ``run(batch)``; ``fields`` are its record's ``system``, ``path``, ``steps`` and ``candidates``."""
+
+    fields: Dict[str, object]
+    run: Callable[[dict], object]
+
+    @property
+    def name(self) -> str:
+        path = ", reference path" if self.fields["path"] == "reference" else ""
+        steps = f", K = {self.fields['steps']}" if self.fields["steps"] else ""
+        many = f", {self.fields['candidates']} candidates" if self.fields["candidates"] not in (None, 1) else ""
+        return f"{self.fields['system']}{steps}{many}{path}"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastdiss-benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder made by fairseq-preprocess")
+    parser.add_argument("--path", required=True, help="FastDiSS checkpoint")
+    for name in BASELINES:
+        parser.add_argument(f"--{name}", metavar="CHECKPOINT", help=f"checkpoint of the {name} baseline")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10, 20])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[1, 10], help="length beams")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64], help="sentences a batch")
+    parser.add_argument("--max-tokens", type=int, default=4000, help="of full token batches, and in training")
+    parser.add_argument("--rounds", type=int, default=10, help="batches of each size")
+    parser.add_argument("--subset", default="test")
+    parser.add_argument("--against", default="ar, beam 5", help="the contender that ratios are taken against")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    return parser
+
+
+def device(args) -> torch.device:
+    return torch.device("cpu" if args.cpu or not torch.cuda.is_available() else "cuda")
+
+
+def load(path: str, args) -> tuple:
+    """Model and task of a checkpoint for the data folder."""
+    if not Path(path).is_file():
+        raise FastDiSSError(f"no checkpoint {path}")
+    overrides = {"data": str(args.data)}
+    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+    return models[0].to(device(args)).eval(), cfg, task
+
+
+def on_reference_path(model):
+    """A copy of a FastDiSS model that denoises with fairseq's own layers."""
+    slow = copy.deepcopy(model)
+    slow.denoiser = ReferenceDenoiser(model.denoiser, model.layer_config("decoder"))
+    return slow
+
+
+# Decoding
+
+
+def decoders(args) -> List[Contender]:
+    """All contenders of the decoding benchmark."""
+    model, _, task = load(args.path, args)
+    paths = {"fast": model, "reference": on_reference_path(model)}
+    found = []
+    for steps, candidates, path in itertools.product(args.steps, args.candidates, paths):
+        if path == "fast" or steps == 5:
+            request = Namespace(decoding_steps=steps, length_beam=candidates)
+            facts = {"system": "fastdiss", "path": path, "steps": steps, "candidates": candidates}
+            found.append(Contender(facts, translator(task, paths[path], request)))
+    for name, (baseline, options) in STOCK.items():
+        if getattr(args, baseline):
+            stock, _, its_task = load(getattr(args, baseline), args)
+            request = GenerationConfig(**options)
+            facts = {"system": name, "path": "fairseq", "steps": None, "candidates": None}
+            found.append(Contender(facts, translator(its_task, stock, request)))
+    return found
+
+
+def translator(task, model, request) -> Callable[[dict], object]:
+    if hasattr(model, "prepare_for_inference_"):
+        model.prepare_for_inference_(FairseqConfig())
+    generator = task.build_generator([model], request)
+    return lambda batch: task.inference_step(generator, [model], batch)
+
+
+def decoding_batches(args) -> Dict[object, List[dict]]:
+    """Batches of random sentences of each size, the same for all contenders, and full token batches."""
+    _, _, task = load(args.path, args)
+    task.load_dataset(args.subset)
+    dataset = task.dataset(args.subset)
+    shuffled = list(range(len(dataset)))
+    random.Random(1).shuffle(shuffled)
+    found = {}
+    for size in args.batch_sizes:
+        pieces = [shuffled[i : i + size] for i in range(0, len(shuffled), size)][: args.rounds]
+        found[size] = [collate(dataset, piece, args) for piece in pieces]
+    full = task.get_batch_iterator(dataset, max_tokens=args.max_tokens).frozen_batches
+    found["tokens"] = [collate(dataset, piece, args) for piece in list(full)[: args.rounds]]
+    return found
+
+
+def collate(dataset, numbers: Sequence[int], args) -> dict:
+    batch = dataset.collater([dataset[i] for i in numbers])
+    return utils.move_to_cuda(batch) if device(args).type == "cuda" else batch
+
+
+def decoding(args) -> List[dict]:
+    """Records of the decoding benchmark."""
+    contenders, records = decoders(args), []
+    for size, found in decoding_batches(args).items():
+        seconds = in_turn(contenders, found, args)
+        sentences = sum(len(batch["id"]) for batch in found)
+        for contender, times in zip(contenders, seconds):
+            facts = {"benchmark": "decoding", "batch": size, "sentences_per_second": round(sentences / sum(times), 2)}
+            records.append({**record(contender, times, contenders, seconds, args), **facts})
+    return records
+
+
+# One evaluation of the denoiser
+
+
+def step(args) -> List[dict]:
+    """Records of single evaluations of the network, fast path and reference path, on batches of 64 sentences."""
+    model, _, _ = load(args.path, args)
+    contenders = []
+    for path, net in (("fast", model), ("reference", on_reference_path(model))):
+        facts = {"system": "fastdiss", "path": path, "steps": None, "candidates": 1}
+        contenders.append(Contender(facts, lambda batch, net=net: evaluate(net, batch)))
+    found = [prepare(model, batch) for batch in decoding_batches(args)[max(args.batch_sizes)]]
+    seconds = in_turn(contenders, found, args)
+    facts = {"benchmark": "step", "batch": max(args.batch_sizes)}
+    args = Namespace(**{**vars(args), "against": contenders[1].name})
+    return [{**record(c, times, contenders, seconds, args), **facts} for c, times in zip(contenders, seconds)]
+
+
+def prepare(model, batch: dict) -> dict:
+    """Inputs of one evaluation, with as many target positions as the reference has."""
+    tokens, mask = batch["net_input"]["src_tokens"], batch["target"].ne(model.padding_idx)
+    z, z_bar = torch.randn(2, *mask.shape, model.cfg.latent_dim, device=mask.device)
+    with torch.no_grad():
+        states = model.encoder(tokens, tokens.ne(model.padding_idx))
+    return {
+        "states": states,
+        "source_mask": tokens.ne(model.padding_idx),
+        "mask": mask,
+        "z": z,
+        "z_bar": z_bar,
+        "cache": {},
+    }
+
+
+@torch.no_grad()
+def evaluate(net, inputs: dict):
+    """One evaluation; what is constant over the steps is made by the first call, the warm-up."""
+    if id(net) not in inputs["cache"]:
+        memory = net.denoiser.memory(inputs["states"], inputs["source_mask"])
+        inputs["cache"][id(net)] = net.denoiser.target(inputs["mask"]), memory
+    t = torch.full((1, 1), 0.5, device=inputs["z"].device)
+    return net.denoise(inputs["z"], t, inputs["z_bar"], *inputs["cache"][id(net)])
+
+
+# Training
+
+
+def trainers(args) -> List[Contender]:
+    """One optimizer step of each system; MANS at its first beta."""
+    model, cfg, task = load(args.path, args)
+    known = {field.name for field in fields(FastDiSSLossConfig)}
+    trained_with = {name: value for name, value in cfg.criterion.items() if name in known}
+    found = []
+    for name, off in TRAINED.items():
+        options = {**trained_with, "no_scp": False, "no_mans": False, "mans_start": 0.0, **off}
+        criterion = FastDiSSLoss(FastDiSSLossConfig(**options), task)
+        found.append(trainer(name, copy.deepcopy(model), task, criterion))
+    for name in ("ar", "nat"):
+        if getattr(args, name):
+            stock, its_cfg, its_task = load(getattr(args, name), args)
+            found.append(trainer(name, stock, its_task, its_task.build_criterion(its_cfg.criterion)))
+    return found
+
+
+class Adam(torch.optim.Adam):
+    """torch's Adam with the method that fairseq's tasks call."""
+
+    def backward(self, loss):
+        loss.backward()
+
+
+def trainer(name: str, model, task, criterion) -> Contender:
+    optimizer, counter = Adam(model.parameters(), lr=1e-6), itertools.count(1)
+
+    def run(batch):
+        model.train()
+        optimizer.zero_grad()
+        with metrics.aggregate(new_root=True):
+            task.train_step(batch, model, criterion, optimizer, next(counter))
+        optimizer.step()
+
+    facts = {"system": name, "path": "fast" if name in TRAINED else "fairseq", "steps": None, "candidates": None}
+    return Contender(facts, run)
+
+
+def training(args) -> List[dict]:
+    """Records of the training benchmark; ratios are against the self-conditioned baseline."""
+    contenders = trainers(args)
+    _, _, task = load(args.path, args)
+    task.load_dataset("valid")
+    dataset = task.dataset("valid")
+    batches = task.get_batch_iterator(dataset, max_tokens=args.max_tokens).frozen_batches
+    found = [collate(dataset, piece, args) for piece in itertools.islice(itertools.cycle(batches), args.rounds)]
+    seconds = in_turn(contenders, found, args)
+    tokens = sum(batch["ntokens"] for batch in found)
+    args = Namespace(**{**vars(args), "against": "standard"})
+    records = []
+    for contender, times in zip(contenders, seconds):
+        facts = {"benchmark": "training", "batch": "tokens", "target_tokens_per_second": round(tokens / sum(times))}
+        records.append({**record(contender, times, contenders, seconds, args), **facts})
+    return records
+
+
+# Common
+
+
+def in_turn(contenders: Sequence[Contender], batches: Sequence[dict], args) -> List[List[float]]:
+    """Seconds of each contender for each batch: all take a batch before any takes the next."""
+    for contender in contenders:
+        contender.run(batches[0])
+    seconds: List[List[float]] = [[] for _ in contenders]
+    for batch in batches:
+        for contender, times in zip(contenders, seconds):
+            started = clock(args)
+            contender.run(batch)
+            times.append(clock(args) - started)
+    return seconds
+
+
+def clock(args) -> float:
+    """The time once the device has finished its work."""
+    if device(args).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def record(contender: Contender, times: List[float], contenders, seconds, args) -> dict:
+    """Latency and its ratio to the contender that ``args.against`` names."""
+    names = [other.name for other in contenders]
+    milliseconds = sorted(1000 * value for value in times)
+    found = {
+        **contender.fields,
+        "metric": "latency_ms",
+        "value": round(statistics.median(milliseconds), 3),
+        "p95": round(milliseconds[min(len(milliseconds) - 1, int(0.95 * len(milliseconds)))], 3),
+        "rounds": len(times),
+        "peak_memory_mb": peak_memory_mb(device(args)),
+        "device": device_name(device(args)),
+        "versions": versions(),
+        "command": shlex.join(
+            ["fastdiss-benchmark", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]
+        ),
+    }
+    if args.against in names:
+        others = seconds[names.index(args.against)]
+        found["against"] = args.against
+        found["speed_ratio"] = round(statistics.median(other / own for own, other in zip(times, others)), 3)
+    return found
+
+
+def table(records: Sequence[dict]) -> str:
+    """A Markdown table for each benchmark and batch size."""
+    parts = []
+    for (benchmark, batch), group in itertools.groupby(records, lambda r: (r["benchmark"], r["batch"])):
+        group = list(group)
+        rate = "target_tokens_per_second" if benchmark == "training" else "sentences_per_second"
+        against = next((r["against"] for r in group if "against" in r), None)
+        lines = [f"**{benchmark}, batch: {batch}**", "", "| system | median ms | p95 ms | per second | times as fast as "
+                 f"{against} |", "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+        for r in group:
+            name = Contender(r, None).name
+            lines.append(
+                f"| {name} | {r['value']:.1f} | {r['p95']:.1f} | {r.get(rate, '')} | {r.get('speed_ratio', '')} |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, records[0]["device"]]) + "\n"
+
+
+PARTS = {"decoding": decoding, "step": step, "training": training}
+
+
+def main(arguments=None):
+    args = get_parser().parse_args(arguments)
+    args.output.mkdir(parents=True, exist_ok=True)
+    records = Records(args.output / "results.json", KEY_FIELDS)
+    for part in args.parts:
+        for found in PARTS[part](args):
+            records.add(found)
+    text = table(list(records))
+    (args.output / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def cli_main():
+    run_as_command(main)
