@@ -116,6 +116,19 @@ def bfloat16(device: torch.device):
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def int8_linears(module: torch.nn.Module) -> None:
+    """Replace the linear layers inside a module by dynamically quantised ones, for decoding on a CPU.
+
+    Raises:
+        FastDiSSError: the module is on a GPU or in half precision.
+    """
+    from torch.ao.quantization import quantize_dynamic
+
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in module.parameters()):
+        raise FastDiSSError("--decoding-int8 needs a CPU and float32 (no --fp16)")
+    quantize_dynamic(module, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
 def before_loading(module: torch.nn.Module, check) -> None:
     """Call ``check(module, state_dict)`` before ``module.load_state_dict`` looks at any shape."""
     module._register_load_state_dict_pre_hook(lambda state, *rest: check(module, state))

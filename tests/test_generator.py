@@ -148,6 +148,23 @@ def test_steps_of_a_call_are_checked(steps):
         generate(SOURCES[:1], steps=steps)
 
 
+def test_int8_linear_layers_change_little():
+    net = model(seed=3)
+    exact = generate(SOURCES, net=net, decoding_steps=2)
+    built = task(decoding_int8=True).build_generator([net], Namespace(decoding_steps=2))
+    assert not any(isinstance(m, torch.nn.Linear) for m in net.denoiser.layers.modules())
+    found = built.generate([net], batch(SOURCES))
+    scores = [[float(s[0]["score"]) for s in hypotheses] for hypotheses in (exact, found)]
+    assert scores[0] != scores[1]
+    alike = sum(abs(a - b) < 0.1 for a, b in zip(*scores))
+    assert alike >= 18  # a close decision about a length may turn
+
+
+def test_int8_is_refused_in_half_precision():
+    with pytest.raises(FastDiSSError, match="needs a CPU and float32"):
+        task(decoding_int8=True).build_generator([model().half()], Namespace())
+
+
 def test_prefixes_and_constraints_are_refused():
     for refused in ({"prefix_tokens": torch.tensor([[5]])}, {"constraints": torch.tensor([[1]])}):
         with pytest.raises(FastDiSSError, match="--prefix-size and --constraints"):

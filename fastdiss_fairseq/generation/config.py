@@ -57,6 +57,7 @@ class DecodingConfig(FairseqDataclass):
         "autoregressive model given as second --path entry (also: --iter-decode-with-external-reranker)",
     )
     early_exit: bool = option(False, "stop a sentence when a step changes no token")
+    decoding_int8: bool = option(False, "on a CPU: int8 linear layers (dynamic quantisation)")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairseq.models import BaseFairseqModel, register_model
 
-from ..compat import FastDiSSError, bfloat16
+from ..compat import FastDiSSError, bfloat16, int8_linears
 from ..diffusion.process import Process
 from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
 from ..modules.denoiser import Denoiser, Memory, Target
@@ -108,6 +108,11 @@ class FastDiSSModel(BaseFairseqModel):
         if str(self.cfg.autocast) == "bf16":
             return bfloat16(device)
         return contextlib.nullcontext()
+
+    def quantise(self) -> None:
+        """Make the linear layers of all transformer layers int8, for decoding on a CPU."""
+        for layers in (self.encoder.layers, self.denoiser.layers):
+            int8_linears(layers)
 
     def encode(self, src_tokens: Tensor) -> Source:
         """Encode (B, S) ids; sources longer than the model's positions are cut."""

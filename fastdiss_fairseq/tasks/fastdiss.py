@@ -78,6 +78,8 @@ class FastDiSSTask(TranslationTask):
         check_models(models[:1], "score")
         decoding = resolve(self.cfg, args, models[0].process)
         check_models(models, decoding.choice)
+        if self.cfg.decoding_int8:
+            models[0].quantise()
         return FastDiSSGenerator(self.target_dictionary, decoding)
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
