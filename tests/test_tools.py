@@ -124,7 +124,8 @@ def test_records_are_found_again(tmp_path):
         records.add({"system": "a", "steps": steps, "value": value})
     again = Records(path, ["system", "steps"])
     assert [(r["steps"], r["value"]) for r in again] == [(1, 5.0), (2, 4.0)]
-    assert {"system": "a", "steps": 2, "value": 9} in again and {"system": "b", "steps": 2} not in again
+    assert again.get({"system": "a", "steps": 2, "value": 9})["value"] == 4.0
+    assert again.get({"system": "b", "steps": 2}) is None
     path.write_text("[{")
     with pytest.raises(FastDiSSError, match="no results file"):
         Records(path, ["system"])
@@ -146,7 +147,8 @@ def swept(data, text, checkpoint, tmp_path_factory):
 
 def test_sweep_agrees_with_generate(swept, data, text, checkpoint):
     folder, _, _ = swept
-    record = Records(folder / "results.json", sweep.KEY_FIELDS).find(system="a", steps=3, self_conditioning="previous")
+    records = Records(folder / "results.json", sweep.KEY_FIELDS)
+    record = next(r for r in records if (r["system"], r["steps"], r["self_conditioning"]) == ("a", 3, "previous"))
     hypotheses = (folder / "hypotheses").glob("test-a-7-3-previous-*")
     output = generate(data, checkpoint, "--decoding-steps", 3, "--seed", 1).stdout
     expected = [found[0].split("\t")[1] for _, found in sorted(lines(output, "H").items(), key=lambda x: int(x[0]))]
@@ -182,22 +184,26 @@ def test_tables_and_plots_of_a_sweep(swept):
 
 
 def test_a_sweep_goes_on_where_it_stopped(swept):
-    """Of the cells on file none is decoded again; the one that is missing is."""
+    """Of the cells on file none is decoded again; the one that is missing is, and one of another checkpoint."""
     folder, arguments, _ = swept
     path = folder / "results.json"
     before = json.loads(path.read_text())
-    path.write_text(json.dumps([{**record, "value": -1.0} for record in before[:-1]]))
+    marked = [{**record, "value": -1.0} for record in before[:-1]]
+    path.write_text(json.dumps([{**marked[0], "checkpoint_sha256": "other"}, *marked[1:]]))
     tool("sweep", *arguments)
     after = json.loads(path.read_text())
-    assert [record["value"] for record in after] == [-1.0] * 7 + [before[-1]["value"]]
+    assert [record["value"] for record in after] == [before[0]["value"], *[-1.0] * 6, before[-1]["value"]]
 
 
-def test_outputs_of_other_models_stand_in_the_same_table(tmp_path, data, text):
+def test_outputs_of_other_models_stand_in_the_same_table(tmp_path, data, text, transformer):
     output = generated(tmp_path / "gen.txt", scoring.read_lines(text / "test.tgt"))
+    (tmp_path / "log.txt").write_text(f"{{'path': '{transformer}', 'seed': 1}}\n{output.read_text()}")
     options = ["--reference", text / "test.tgt", "--output", tmp_path / "out"]
-    tool("sweep", data, "--outputs", f"ar={output}", f"cmlm:10={output}", *options)
+    tool("sweep", data, "--outputs", f"ar={tmp_path / 'log.txt'}", f"cmlm:10={output}", *options)
     ar, cmlm = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (ar["system"], ar["steps"], cmlm["system"], cmlm["steps"]) == ("ar", None, "cmlm", 10)
+    assert (ar["updates"], ar["seed"], ar["checkpoint_sha256"]) == (4, 7, sha256(transformer))
+    assert (cmlm["updates"], cmlm["seed"]) == (None, None)
     assert ar["value"] == 100.0 and (ar["seconds"], ar["sentences_per_second"]) == (0.5, 4.0)
     assert "| cmlm | 100.00 |  |" in (tmp_path / "out" / "table.md").read_text()
 

@@ -34,18 +34,15 @@ class Records:
         """What identifies a record, also as part of a file name."""
         return "-".join(f"{record.get(name)}" for name in self.key_fields).replace(os.sep, "_")
 
-    def __contains__(self, record: dict) -> bool:
-        return self.key(record) in self._found
+    def get(self, record: dict) -> Optional[dict]:
+        """The record on file with the same key fields."""
+        return self._found.get(self.key(record))
 
     def __iter__(self) -> Iterator[dict]:
         return iter(self._found.values())
 
     def __len__(self) -> int:
         return len(self._found)
-
-    def find(self, **fields) -> Optional[dict]:
-        """The first record with these fields."""
-        return next((r for r in self if all(r.get(k) == v for k, v in fields.items())), None)
 
     def add(self, record: dict) -> None:
         """Add or replace a record and save all; a crash leaves the old file or the new one."""

@@ -42,8 +42,8 @@ def row_of(record: dict) -> tuple:
 
 def varying(records: Sequence[dict]) -> List[int]:
     """The numbers of the row fields that differ between records; the system always counts."""
-    values = list(zip(*map(row_of, records)))
-    return [i for i, name in enumerate(ROW_FIELDS) if name == "system" or len(set(values[i])) > 1]
+    values = [set(column) - {None} for column in zip(*map(row_of, records))]
+    return [i for i, name in enumerate(ROW_FIELDS) if name == "system" or len(values[i]) > 1]
 
 
 def label(record: dict, shown: Sequence[int]) -> str:

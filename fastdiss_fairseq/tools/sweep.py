@@ -10,6 +10,7 @@ cmlm:10=generate.txt`` scores the output of fairseq-generate from any other mode
 
 import argparse
 import itertools
+import re
 import shlex
 import sys
 import time
@@ -43,6 +44,7 @@ SETTINGS = {
     "noise_beam": "noise_beam",
     "choice": "decoding_choice",
 }
+CHECKPOINT = re.compile(r"'path': '([^']+)'")  # in the configuration that fairseq-generate logs
 KEY_FIELDS = ("split", "system", "seed", *SETTINGS)
 
 
@@ -120,17 +122,20 @@ def load(path: str, args) -> Loaded:
         raise FastDiSSError(f"no checkpoint {path}")
     overrides = {"data": str(args.data), "seed": args.seed}
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+    models[0].to(device(args)).eval()
+    return Loaded(models, task, {"system": system_name(cfg["criterion"]), **facts_of(path)})
+
+
+def facts_of(path: str) -> Dict[str, object]:
+    """What a checkpoint says of itself."""
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
-    facts = {
-        "system": system_name(state["cfg"]["criterion"]),
+    return {
         "seed": state["cfg"]["common"]["seed"],
         "updates": state["optimizer_history"][-1]["num_updates"],
-        "parameters": sum(p.numel() for p in models[0].parameters()),
+        "parameters": sum(value.numel() for value in state["model"].values()),
         "checkpoint": Path(path).name,
         "checkpoint_sha256": sha256(path),
     }
-    models[0].to(device(args)).eval()
-    return Loaded(models, task, facts)
 
 
 def system_name(criterion) -> str:
@@ -237,16 +242,21 @@ def scored(hypotheses: List[str], references: List[str], args) -> Dict[str, obje
 
 
 def external(spec: str, args, references: List[str]) -> tuple:
-    """Record and hypotheses of an ``--outputs`` entry."""
+    """Record and hypotheses of an ``--outputs`` entry; where the file holds fairseq-generate's log too,
+    with its time and what the checkpoint says of itself."""
     name, equals, path = spec.partition("=")
     system, _, steps = name.partition(":")
     if not equals or not system or (steps and not steps.isdigit()):
         raise FastDiSSError(f"--outputs takes SYSTEM[:STEPS]=FILE, not '{spec}'")
     lines = scoring.read_hypotheses(path)
     hypotheses = scoring.detokenise(lines, args.detokenize) if args.detokenize else lines
-    seconds, rate = report.timing("\n".join(scoring.read_lines(path)))
+    log = "\n".join(scoring.read_lines(path))
+    seconds, rate = report.timing(log)
+    checkpoint = CHECKPOINT.search(log)
+    known = checkpoint is not None and Path(checkpoint.group(1)).is_file()
     record = {
         **common(args),
+        **(facts_of(checkpoint.group(1)) if known else {"seed": None, "updates": None}),
         "system": system,
         "steps": int(steps) if steps else None,
         "candidates": None,
@@ -279,13 +289,17 @@ class Sweep:
     def hypotheses(self, record: dict) -> List[str]:
         return scoring.read_lines(self.text_path(record))
 
+    def has(self, loaded: Loaded, cell: Dict[str, object]) -> bool:
+        """Whether this very checkpoint was decoded so."""
+        found = self.records.get({**loaded.facts, **cell, "split": self.args.subset})
+        return found is not None and found["checkpoint_sha256"] == loaded.facts["checkpoint_sha256"]
+
     def decode_checkpoint(self, path: str, system: str) -> None:
         """Decode the cells of one checkpoint that are missing."""
         loaded = load(path, self.args)
         loaded.facts["system"] = system or loaded.facts["system"]
-        known = {**loaded.facts, "split": self.args.subset}
         wanted = [completed(loaded, cell) for cell in cells(self.args)]
-        missing = [cell for cell in wanted if {**known, **cell} not in self.records]
+        missing = [cell for cell in wanted if not self.has(loaded, cell)]
         if not missing:
             return
         found = batches(loaded.task, self.args)

@@ -52,11 +52,7 @@ sweep valid rule --steps 2 5 20 --estimate direct expected --told-noise-factor 4
 sweep valid rule --steps 2 5 20 --solver ddim --told-noise-factor 8 16
 
 echo "== the test set"
-baselines=()
-for file in "$output"/baselines/ar_beam*.txt; do
-    name=${file##*/}
-    baselines+=("${name%.txt}=$file")
-done
+baselines=("ar=$output/baselines/ar_beam5.txt" "ar_beam1=$output/baselines/ar_beam1.txt")
 for file in "$output"/baselines/cmlm_*.txt; do
     name=${file##*/cmlm_}
     baselines+=("cmlm:${name%.txt}=$file")
