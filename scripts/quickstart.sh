@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# From nothing to a table: install, prepare a real corpus, train fastdiss_tiny, decode the test set.
+# From nothing to a table: install, prepare a real corpus, decode its test set with the model that is
+# shipped; on request train fastdiss_tiny as well and decode with it.
 #
-#   scripts/quickstart.sh [--corpus NAME] [--minutes N] [--output FOLDER]
+#   scripts/quickstart.sh [--corpus NAME] [--train] [--minutes N] [--output FOLDER]
 #
-# --corpus   multi30k (default), debian_synopses or debian_de_en
-# --minutes  time for training (default 9)
+# --corpus   multi30k (default), debian_synopses or debian_de_en (no model is shipped: trains)
+# --train    train as well
+# --minutes  time for training (default 9); implies --train
 # --output   where checkpoints, outputs and the table go (default: runs/quickstart_CORPUS)
 #
 # A GPU is used where there is one.  A second run reuses the environment, the data and the model; a
@@ -13,16 +15,18 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-corpus=multi30k minutes=9 output=
+corpus=multi30k minutes=9 output='' train=''
 while [[ $# -gt 0 ]]; do
-    [[ $# -ge 2 ]] || die "$1 needs a value"
+    [[ $1 == --train || $# -ge 2 ]] || die "$1 needs a value"
     case $1 in
         --corpus) corpus=$2 ;;
-        --minutes) minutes=$2 ;;
+        --train) train=yes ;;
+        --minutes) minutes=$2 train=yes ;;
         --output) output=$2 ;;
-        *) die "unknown option $1 (known: --corpus, --minutes, --output)" ;;
+        *) die "unknown option $1 (known: --corpus, --train, --minutes, --output)" ;;
     esac
-    shift 2
+    [[ $1 == --train ]] || shift
+    shift
 done
 [[ $minutes =~ ^[0-9]*[1-9][0-9]*$ ]] || die "--minutes must be a whole number of at least 1, not $minutes"
 output=${output:-runs/quickstart_$corpus}
@@ -41,6 +45,30 @@ cd "$root"
 data=data-bin/$name
 echo "== data"
 bash "examples/$recipe/prepare.sh"
+
+# The shipped model brings its own dictionary and BPE codes, so it reads the raw text.
+shipped=models/$name
+if [[ -d $shipped ]]; then
+    echo "== the shipped model ($shipped) on the test set, raw text in, raw text out"
+    fastdiss-export --verify "$shipped"
+    mkdir -p "$output"
+    for k in 1 5 20; do
+        fairseq-interactive "$shipped" --path "$shipped/model.pt" --user-dir fastdiss_fairseq --task fastdiss \
+            -s "${pair[0]}" -t "${pair[1]}" --tokenizer moses --source-lang "${pair[0]}" --target-lang "${pair[1]}" \
+            --bpe subword_nmt --bpe-codes "$shipped/codes" --decoding-steps "$k" \
+            --buffer-size 2000 --batch-size 128 --input "$data/raw/test.${pair[0]}" > "$output/shipped_$k.txt" 2> "$output/shipped_$k.log"
+        echo "K = $k: $(fastdiss-score "$output/shipped_$k.txt" "$data/raw/test.${pair[1]}" --metrics "${metrics[@]}" | tr -d '\n')"
+    done
+    echo "source, reference and output at K = 5 of the first ten:"
+    paste -d '\n' <(head -10 "$data/raw/test.${pair[0]}") <(head -10 "$data/raw/test.${pair[1]}") \
+        <(grep '^D-' "$output/shipped_5.txt" | head -10 | cut -f 3) <(yes '' | head -10)
+else
+    train=yes
+fi
+if [[ -z $train ]]; then
+    echo "to train a model as well: scripts/quickstart.sh --corpus $corpus --train"
+    exit
+fi
 
 # The learning rate and the phases of MANS need to know how many updates there will be.
 device=(--cpu --num-workers 0)
