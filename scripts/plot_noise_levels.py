@@ -82,6 +82,8 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     numbers = {}
     for path in args.logs:
+        if not path.is_file():
+            sys.exit(f"plot_noise_levels.py: no log {path}")
         run, moments = path.parent.name or path.stem, read(path, args.split)
         if not moments:
             sys.exit(f"plot_noise_levels.py: nothing by noise level in {path}: train with --log-noise-levels")

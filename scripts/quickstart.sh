@@ -4,7 +4,7 @@
 #
 #   scripts/quickstart.sh [--corpus NAME] [--train] [--minutes N] [--output FOLDER]
 #
-# --corpus   multi30k (default), debian_synopses or debian_de_en (no model is shipped: trains)
+# --corpus   multi30k (default), or debian_synopses or debian_de_en, for which no model is shipped: they train
 # --train    train as well
 # --minutes  time for training (default 9); implies --train
 # --output   where checkpoints, outputs and the table go (default: runs/quickstart_CORPUS)
@@ -54,8 +54,7 @@ if [[ -d $shipped ]]; then
     mkdir -p "$output"
     for k in 1 5 20; do
         fairseq-interactive "$shipped" --path "$shipped/model.pt" --user-dir fastdiss_fairseq --task fastdiss \
-            -s "${pair[0]}" -t "${pair[1]}" --tokenizer moses --source-lang "${pair[0]}" --target-lang "${pair[1]}" \
-            --bpe subword_nmt --bpe-codes "$shipped/codes" --decoding-steps "$k" \
+            -s "${pair[0]}" -t "${pair[1]}" --tokenizer moses --bpe subword_nmt --bpe-codes "$shipped/codes" --decoding-steps "$k" \
             --buffer-size 2000 --batch-size 128 --input "$data/raw/test.${pair[0]}" > "$output/shipped_$k.txt" 2> "$output/shipped_$k.log"
         echo "K = $k: $(fastdiss-score "$output/shipped_$k.txt" "$data/raw/test.${pair[1]}" --metrics "${metrics[@]}" | tr -d '\n')"
     done

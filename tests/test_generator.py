@@ -165,6 +165,11 @@ def test_int8_is_refused_in_half_precision():
         task(decoding_int8=True).build_generator([model().half()], Namespace())
 
 
+def test_int8_is_refused_in_training():
+    with pytest.raises(FastDiSSError, match="cannot be trained"):
+        task(decoding_int8=True).build_model(NET.cfg)
+
+
 def test_prefixes_and_constraints_are_refused():
     for refused in ({"prefix_tokens": torch.tensor([[5]])}, {"constraints": torch.tensor([[1]])}):
         with pytest.raises(FastDiSSError, match="--prefix-size and --constraints"):

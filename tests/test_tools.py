@@ -232,6 +232,7 @@ def test_a_single_candidate_is_decoded_once():
     "options, message",
     [
         (["--path", "none.pt"], "no checkpoint none.pt"),
+        ([], "nothing to do"),
         (["--path", "a.pt", "--systems", "a", "b"], "2 names for 1 checkpoints"),
         (["--metrics", "METEOR"], "unknown metric"),
         (["--steps", "0"], "at least 1"),

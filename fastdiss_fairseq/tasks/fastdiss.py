@@ -63,8 +63,10 @@ class FastDiSSTask(TranslationTask):
         """Build a model, ours or a stock one (a reranker).
 
         Raises:
-            FastDiSSError: training with ``--fp16`` and no GPU.
+            FastDiSSError: training with ``--fp16`` and no GPU, or with ``--decoding-int8``.
         """
+        if self.cfg.decoding_int8 and not from_checkpoint:
+            raise FastDiSSError("--decoding-int8 is for decoding a trained model; int8 layers cannot be trained")
         if self.cfg.fp16 and not from_checkpoint and (self.cfg.cpu or not torch.cuda.is_available()):
             raise FastDiSSError("training with --fp16 needs a GPU; for bfloat16 on a CPU use --autocast bf16")
         model = super().build_model(cfg, from_checkpoint)

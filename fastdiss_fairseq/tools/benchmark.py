@@ -17,7 +17,6 @@ import random
 import shlex
 import statistics
 import sys
-import time
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
@@ -32,8 +31,9 @@ from fairseq.logging import metrics
 from ..compat import FastDiSSError
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
 from ..modules.reference import ReferenceDenoiser
+from .ablate import SYSTEMS
 from .command import run_as_command
-from .records import Records, device_name, peak_memory_mb, versions
+from .records import Records, clock, device, device_name, peak_memory_mb, versions
 
 BASELINES = ("ar", "nat", "cmlm", "levt")
 #: Generation options of fairseq's models: name -> (baseline, options).
@@ -44,13 +44,6 @@ STOCK = {
     "cmlm, 4 iterations": ("cmlm", {"iter_decode_max_iter": 3, "iter_decode_force_max_iter": True}),
     "cmlm, 10 iterations": ("cmlm", {"iter_decode_max_iter": 9, "iter_decode_force_max_iter": True}),
     "levt": ("levt", {"iter_decode_max_iter": 9}),
-}
-#: Training systems: name -> options of the criterion that are switched off.
-TRAINED = {
-    "standard": {"no_scp": True, "no_mans": True},
-    "scp": {"no_mans": True},
-    "mans": {"no_scp": True},
-    "scp+mans": {},
 }
 KEY_FIELDS = ("benchmark", "system", "path", "steps", "candidates", "batch", "metric")
 
@@ -88,10 +81,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", default="ar, beam 5", help="the contender that ratios are taken against")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     return parser
-
-
-def device(args) -> torch.device:
-    return torch.device("cpu" if args.cpu or not torch.cuda.is_available() else "cuda")
 
 
 def load(path: str, args) -> tuple:
@@ -224,8 +213,9 @@ def trainers(args) -> List[Contender]:
     known = {field.name for field in fields(FastDiSSLossConfig)}
     trained_with = {name: value for name, value in cfg.criterion.items() if name in known}
     found = []
-    for name, off in TRAINED.items():
-        options = {**trained_with, "no_scp": False, "no_mans": False, "mans_start": 0.0, **off}
+    for name, off in SYSTEMS.items():
+        switches = {flag: f"--{flag.replace('_', '-')}" in off for flag in ("no_scp", "no_mans")}
+        options = {**trained_with, "mans_start": 0.0, **switches}
         criterion = FastDiSSLoss(FastDiSSLossConfig(**options), task)
         found.append(trainer(name, copy.deepcopy(model), task, criterion))
     for name in ("ar", "nat"):
@@ -252,7 +242,7 @@ def trainer(name: str, model, task, criterion) -> Contender:
             task.train_step(batch, model, criterion, optimizer, next(counter))
         optimizer.step()
 
-    facts = {"system": name, "path": "fast" if name in TRAINED else "fairseq", "steps": None, "candidates": None}
+    facts = {"system": name, "path": "fast" if name in SYSTEMS else "fairseq", "steps": None, "candidates": None}
     return Contender(facts, run)
 
 
@@ -288,13 +278,6 @@ def in_turn(contenders: Sequence[Contender], batches: Sequence[dict], args) -> L
             contender.run(batch)
             times.append(clock(args) - started)
     return seconds
-
-
-def clock(args) -> float:
-    """The time once the device has finished its work."""
-    if device(args).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def record(contender: Contender, times: List[float], contenders, seconds, args) -> dict:
@@ -344,6 +327,8 @@ PARTS = {"decoding": decoding, "step": step, "training": training}
 
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
+    if min(args.rounds, *args.batch_sizes) < 1:
+        raise FastDiSSError("--rounds and --batch-sizes must be at least 1")
     args.output.mkdir(parents=True, exist_ok=True)
     records = Records(args.output / "results.json", KEY_FIELDS)
     for part in args.parts:

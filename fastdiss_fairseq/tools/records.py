@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence
@@ -56,6 +57,18 @@ def versions() -> Dict[str, str]:
     """Versions of the packages that results depend on."""
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def device(args) -> torch.device:
+    """The device a command runs on: a GPU where there is one, unless ``--cpu`` was given."""
+    return torch.device("cpu" if args.cpu or not torch.cuda.is_available() else "cuda")
+
+
+def clock(args) -> float:
+    """The time in seconds, once the device has finished its work."""
+    if device(args).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def device_name(device: torch.device) -> str:

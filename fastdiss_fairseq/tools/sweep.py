@@ -13,12 +13,10 @@ import itertools
 import re
 import shlex
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from fairseq import checkpoint_utils, utils
@@ -29,7 +27,7 @@ from ..diffusion.solvers import SOLVERS
 from ..generation.config import CHOICES, ESTIMATES, DecodingConfig
 from . import report, scoring
 from .command import run_as_command
-from .records import Records, device_name, peak_memory_mb, sha256, versions
+from .records import Records, clock, device, device_name, peak_memory_mb, sha256, versions
 
 #: The settings of a cell, and the option of decoding that each is.
 SETTINGS = {
@@ -144,10 +142,6 @@ def system_name(criterion) -> str:
     return "+".join(parts) or "standard"
 
 
-def device(args) -> torch.device:
-    return torch.device("cpu" if args.cpu or not torch.cuda.is_available() else "cuda")
-
-
 def batches(task, args) -> List[dict]:
     """All batches of the split, on the device, longest sentences together."""
     task.load_dataset(args.subset)
@@ -181,13 +175,6 @@ def decode(loaded: Loaded, found: List[dict], cell: Dict[str, object], args, pro
             evaluations += hypotheses[0]["steps"]
         progress.update(len(batch["id"]))
     return [lines[i] for i in sorted(lines)], evaluations / len(lines), clock(args) - started
-
-
-def clock(args) -> float:
-    """The time once the device has finished its work."""
-    if device(args).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def measure(loaded: Loaded, found: List[dict], cell: dict, args, references: List[str], progress) -> tuple:
@@ -319,6 +306,8 @@ def main(arguments=None):
     if min(args.steps) < 1:
         raise FastDiSSError(f"--steps must be at least 1, not {min(args.steps)}")
     sweep = Sweep(args)
+    if not args.path and not args.outputs:
+        raise FastDiSSError("nothing to do: give checkpoints (--path) or outputs (--outputs)")
     for path, system in itertools.zip_longest(args.path, args.systems or []):
         sweep.decode_checkpoint(path, system)
     for spec in args.outputs:
