@@ -221,6 +221,12 @@ def test_systems_are_named_by_what_they_were_trained_with(criterion, name):
     assert sweep.system_name(criterion) == name
 
 
+def test_sweep_refuses_other_models_and_a_file_as_folder(data, text, transformer, checkpoint, tmp_path):
+    always = [data, "--reference", text / "test.tgt", "--cpu", "--output"]
+    assert_one_line_error(tool("sweep", *always, tmp_path, "--path", transformer, check=False), "not a FastDiSS model")
+    assert_one_line_error(tool("sweep", *always, text / "test.src", "--path", checkpoint, check=False), "test.src")
+
+
 def test_a_single_candidate_is_decoded_once():
     parse = sweep.get_parser().parse_args
     args = parse("d --reference r --output o --steps 5 --length-beam 1 3 --choice mbr score".split())

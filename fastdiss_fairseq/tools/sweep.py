@@ -25,6 +25,7 @@ from ..compat import FastDiSSError
 from ..diffusion.sampling import SELF_CONDITIONING
 from ..diffusion.solvers import SOLVERS
 from ..generation.config import CHOICES, ESTIMATES, DecodingConfig
+from ..generation.generator import check_models
 from . import report, scoring
 from .command import run_as_command
 from .records import Records, clock, device, device_name, peak_memory_mb, sha256, versions
@@ -114,12 +115,13 @@ def load(path: str, args) -> Loaded:
     """Load a checkpoint for ``args.data`` onto the device.
 
     Raises:
-        FastDiSSError: no such file.
+        FastDiSSError: no such file, or the checkpoint of another model.
     """
     if not Path(path).is_file():
         raise FastDiSSError(f"no checkpoint {path}")
     overrides = {"data": str(args.data), "seed": args.seed}
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+    check_models(models, "score")
     models[0].to(device(args)).eval()
     return Loaded(models, task, {"system": system_name(cfg["criterion"]), **facts_of(path)})
 
