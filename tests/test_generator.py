@@ -393,7 +393,7 @@ def test_rounding_takes_the_nearest_word_and_the_softmax_without_special_tokens(
 
 def test_rounding_in_pieces_changes_nothing(monkeypatch):
     whole = generate(SOURCES, length_beam=2)
-    monkeypatch.setattr("fastdiss_fairseq.generation.generator.ROUNDED_AT_ONCE", {"cpu": 3})
+    monkeypatch.setattr("fastdiss_fairseq.modules.rounding.AT_ONCE", {"cpu": 3})
     assert words(generate(SOURCES, length_beam=2)) == words(whole)
 
 

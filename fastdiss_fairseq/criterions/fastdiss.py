@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Dict, List
 
 import torch
-import torch.nn.functional as F
 from omegaconf import II
 from torch import Tensor
 
@@ -95,6 +94,7 @@ class FastDiSSLoss(FairseqCriterion):
             scp=self.scp,
             beta=self.phases(num_updates) if self.phases and training else 1.0,
             rounding=str(self.cfg.rounding),
+            label_smoothing=self.cfg.label_smoothing,
         )
 
     def forward(self, model, sample, reduce=True):
@@ -104,7 +104,7 @@ class FastDiSSLoss(FairseqCriterion):
         mask = target.ne(self.padding_idx)
         plan = self.plan(sample["id"], model.num_updates, model.training)
         output = model(sample["net_input"]["src_tokens"], target, plan)
-        each = self.losses_of_tokens(output, target)
+        each = self.losses_of_tokens(output)
         losses = {name: (value * mask).sum() for name, value in each.items()}
         loss = (
             self.cfg.diffusion_loss_weight * losses["diffusion_loss"]
@@ -113,30 +113,30 @@ class FastDiSSLoss(FairseqCriterion):
         )
         tokens = mask.sum()
         logs = {name: value.detach() for name, value in losses.items()}
-        logs.update(self.statistics(output, target, mask))
+        logs.update(self.statistics(output, mask))
         if self.cfg.log_noise_levels:
-            logs.update(self.by_noise_level(output, target, mask, each))
+            logs.update(self.by_noise_level(output, mask, each))
         logs.update(loss=loss.detach(), ntokens=tokens, sample_size=tokens, nsentences=len(target))
         return loss, tokens, logs
 
-    def losses_of_tokens(self, output, target: Tensor) -> Dict[str, Tensor]:
+    @staticmethod
+    def losses_of_tokens(output) -> Dict[str, Tensor]:
         """The three losses of each token, (B, T) or (B, 1).  A sentence's length loss counts once for
         each of its tokens, so that all three have the same denominator."""
         return {
             "diffusion_loss": (output.training.estimate - output.z_0).pow(2).mean(-1),
-            "rounding_loss": smoothed_nll(output.logits, target, self.cfg.label_smoothing),
+            "rounding_loss": output.rounding_loss,
             "length_loss": output.length_loss.unsqueeze(1),
         }
 
     @staticmethod
     @torch.no_grad()
-    def statistics(output, target: Tensor, mask: Tensor) -> Dict[str, Tensor]:
+    def statistics(output, mask: Tensor) -> Dict[str, Tensor]:
         """Sums that show the method at work; see :meth:`reduce_metrics`."""
         run = output.training
-        correct = output.logits.argmax(-1).eq(target) & mask
         token_t = run.token_t.expand_as(mask)
         return {
-            "correct": correct.sum(),
+            "correct": output.correct.sum(),
             "t": (run.t * mask).sum(),
             "token_t": (token_t * mask).sum(),
             "moved": mask.new_zeros((), dtype=torch.long) if run.moved is None else run.moved.sum(),
@@ -146,7 +146,7 @@ class FastDiSSLoss(FairseqCriterion):
 
     @staticmethod
     @torch.no_grad()
-    def by_noise_level(output, target: Tensor, mask: Tensor, each: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def by_noise_level(output, mask: Tensor, each: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """Sums over the tokens of each noise level, (NOISE_LEVELS,): by the token's own t_i, and what
         MANS moved by the sentence's t."""
         run = output.training
@@ -157,7 +157,7 @@ class FastDiSSLoss(FairseqCriterion):
         )
         return {
             "level_tokens": total(own, mask),
-            "level_correct": total(own, output.logits.argmax(-1).eq(target)),
+            "level_correct": total(own, output.correct),
             "level_diffusion_loss": total(own, each["diffusion_loss"]),
             "level_rounding_loss": total(own, each["rounding_loss"]),
             "level_drawn": total(common, mask),
@@ -205,13 +205,6 @@ def log_noise_levels(sums: Dict[str, List[float]]) -> None:
         for name in ("diffusion_loss", "rounding_loss"):
             metrics.log_scalar(f"{name}_t{k}", mean(name, tokens), tokens[k], round=3)
         metrics.log_scalar(f"moved_t{k}", 100 * mean("moved", drawn), drawn[k], round=2)
-
-
-def smoothed_nll(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy (B, T) in float32 of logits (B, T, V), with uniform label smoothing."""
-    flat = logits.float().flatten(0, 1)  # (B T, V): the softmax is slow over any but the last dimension
-    losses = F.cross_entropy(flat, target.flatten(), reduction="none", label_smoothing=smoothing)
-    return losses.view_as(target)
 
 
 def perturbation_from(cfg: FastDiSSLossConfig) -> Perturbation:

@@ -22,6 +22,7 @@ class TrainingPlan:
         scp: how SCP perturbs the estimate's input; None: the estimate is made at t itself.
         beta: MANS' scale; 1: MANS is off.
         rounding: ``anchor`` (softmax at the estimate) or ``exact`` (softmax at z_0).
+        label_smoothing: of the rounding loss.
     """
 
     key: Tensor
@@ -29,6 +30,7 @@ class TrainingPlan:
     scp: Optional[Perturbation] = None
     beta: float = 1.0
     rounding: str = "anchor"
+    label_smoothing: float = 0.0
 
 
 class TrainingPass(NamedTuple):

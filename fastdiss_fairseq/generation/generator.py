@@ -10,12 +10,9 @@ from ..compat import FastDiSSError
 from ..diffusion.noise import fold, sentence_key
 from ..diffusion.sampling import Sample, sample as run_sampler
 from ..models.fastdiss import FastDiSSModel, Source
+from ..modules.rounding import in_pieces
 from .choice import autoregressive_score, mbr, mean_log_probability
 from .config import Decoding, positive
-
-#: Positions rounded at a time: their logits over the vocabulary should fit a CPU's cache, or a part of a
-#: GPU's memory.
-ROUNDED_AT_ONCE = {"cpu": 256, "cuda": 8192}
 
 
 class Candidates(NamedTuple):
@@ -155,9 +152,7 @@ class FastDiSSGenerator:
         if choice == "mbr":
             return mbr(found.tokens, found.mask, [self.eos]).clamp(min=1e-9).log()
         if choice == "ar":
-            return autoregressive_score(
-                models[1], src_tokens, found.tokens, found.mask, self.eos, self.pad
-            )
+            return autoregressive_score(models[1], src_tokens, found.tokens, found.mask, self.eos, self.pad)
         return mean_log_probability(found.log_probs, found.mask)
 
     def _hypotheses(self, found: Candidates, scores: Tensor, decoding: Decoding):
@@ -182,11 +177,6 @@ class FastDiSSGenerator:
         return hypothesis
 
 
-def in_pieces(positions: Tensor):
-    """(N, D) in pieces of :data:`ROUNDED_AT_ONCE`."""
-    return positions.split(ROUNDED_AT_ONCE.get(positions.device.type, 4096))
-
-
 def check_models(models, choice: str) -> None:
     """Raise FastDiSSError unless ``models`` are what the choice needs.
 
@@ -200,8 +190,7 @@ def check_models(models, choice: str) -> None:
     if choice != "ar":
         if len(models) > 1:
             raise FastDiSSError(
-                "FastDiSS decodes with one model; a second --path entry is a reranker and needs "
-                "--decoding-choice ar"
+                "FastDiSS decodes with one model; a second --path entry is a reranker and needs --decoding-choice ar"
             )
     elif len(models) != 2 or not hasattr(models[1], "decoder") or isinstance(models[1], FastDiSSModel):
         raise FastDiSSError(

@@ -16,6 +16,7 @@ from ..modules.denoiser import Denoiser, Memory, Target
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
 from ..modules.length import LengthPredictor
+from ..modules.rounding import nearest_token, rounding_loss
 from ..modules.transformer import LayerConfig
 from .config import ARCHITECTURES, FastDiSSConfig, architecture_config
 
@@ -30,12 +31,13 @@ class Source(NamedTuple):
 
 
 class TrainingOutput(NamedTuple):
-    """What the criterion needs: ``z_0`` (B, T, D); the training pass; ``logits`` (B, T, V) at the
-    estimate (anchor) or at z_0 (exact); ``length_loss`` (B,)."""
+    """What the criterion needs: ``z_0`` (B, T, D); the training pass; ``rounding_loss`` and ``correct``
+    (B, T), zero at padding, at the estimate (anchor) or at z_0 (exact); ``length_loss`` (B,)."""
 
     z_0: Tensor
     training: TrainingPass
-    logits: Tensor
+    rounding_loss: Tensor
+    correct: Tensor
     length_loss: Tensor
 
 
@@ -129,6 +131,12 @@ class FastDiSSModel(BaseFairseqModel):
         with self.precision(z.device):
             return self.denoiser(z * scale, t, z_bar, target, memory)
 
+    def rounded(self, z: Tensor):
+        """z (N, D) and the table (V, D) in the precision that logits are computed in."""
+        table = self.embedding.table()
+        dtype = torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype
+        return z.to(dtype), table.to(dtype)
+
     def token_logits(self, z: Tensor) -> Tensor:
         """Scores of all tokens at z (..., D): (..., V)."""
         with self.precision(z.device):
@@ -151,12 +159,19 @@ class FastDiSSModel(BaseFairseqModel):
             return self.denoise(z, t, z_bar, shared.select(rows), source.memory.select(rows))
 
         def is_correct(estimate):
-            return self.token_logits(estimate).argmax(-1).eq(target) & mask
+            states, table = self.rounded(estimate[mask])
+            return torch.zeros_like(mask).masked_scatter(mask, nearest_token(states, table) == target[mask])
 
         training = training_pass(denoise, is_correct, z_0, mask, plan, self.process)
-        logits = self.token_logits(training.estimate if plan.rounding == "anchor" else z_0)
-        length_loss = self.length.loss(source.length_logits, source.lengths, mask.sum(1))
-        return TrainingOutput(z_0, training, logits, length_loss)
+        states, table = self.rounded((training.estimate if plan.rounding == "anchor" else z_0)[mask])
+        rounding = rounding_loss(states, table, target[mask], plan.label_smoothing)
+        return TrainingOutput(
+            z_0,
+            training,
+            torch.zeros_like(mask, dtype=torch.float).masked_scatter(mask, rounding.loss),
+            torch.zeros_like(mask).masked_scatter(mask, rounding.correct),
+            self.length.loss(source.length_logits, source.lengths, mask.sum(1)),
+        )
 
 
 def cut(tokens: Tensor, limit: int) -> Tensor:

@@ -1,0 +1,81 @@
+"""Rounding estimates to tokens: softmaxes over the vocabulary, a few positions at a time.
+
+Logits of all positions of a batch are its largest tensor by far (B T V); nothing here keeps them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+#: Positions whose logits are computed at a time: they should fit a CPU's cache, or a part of a GPU's memory.
+AT_ONCE = {"cpu": 256, "cuda": 8192}
+
+
+def in_pieces(positions: Tensor):
+    """(N, ...) in pieces of :data:`AT_ONCE`."""
+    return positions.split(AT_ONCE.get(positions.device.type, 4096))
+
+
+class Rounding(NamedTuple):
+    """``loss`` (N,) float32 cross-entropies; ``correct`` (N,), True where the nearest token is the target."""
+
+    loss: Tensor
+    correct: Tensor
+
+
+def rounding_loss(states: Tensor, table: Tensor, target: Tensor, smoothing: float = 0.0) -> Rounding:
+    """Cross-entropy of ``softmax(states @ table.T)``, with uniform label smoothing.
+
+    The logits are computed anew in the backward pass instead of being kept.
+
+    Args:
+        states: (N, D), in the precision that the logits are to be computed in, as ``table`` (V, D).
+        target: (N,) ids.
+    """
+    return Rounding(*_CrossEntropy.apply(states, table, target, smoothing))
+
+
+def nearest_token(states: Tensor, table: Tensor) -> Tensor:
+    """(N,) ids of the largest logits."""
+    return torch.cat([_logits(piece, table).argmax(-1) for piece in in_pieces(states)])
+
+
+def _logits(states: Tensor, table: Tensor) -> Tensor:
+    return (states @ table.T).float()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, table, target, smoothing):
+        losses, normalisers, correct = [], [], []
+        for piece, wanted in zip(in_pieces(states), in_pieces(target)):
+            logits = _logits(piece, table)
+            normaliser = logits.logsumexp(-1)
+            aim = (1 - smoothing) * logits.gather(1, wanted[:, None]).squeeze(1)
+            if smoothing:
+                aim = aim + smoothing * logits.mean(-1)
+            losses.append(normaliser - aim)
+            normalisers.append(normaliser)
+            correct.append(logits.argmax(-1) == wanted)
+        correct = torch.cat(correct)
+        ctx.save_for_backward(states, table, target, torch.cat(normalisers))
+        ctx.smoothing = smoothing
+        ctx.mark_non_differentiable(correct)
+        return torch.cat(losses), correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_losses, _):
+        states, table, target, normalisers = ctx.saved_tensors
+        of_states, of_table = [], torch.zeros_like(table, dtype=torch.float)
+        for piece, wanted, normaliser, weight in zip(*map(in_pieces, (states, target, normalisers, of_losses))):
+            change = _logits(piece, table).sub_(normaliser[:, None]).exp_()
+            if ctx.smoothing:
+                change -= ctx.smoothing / len(table)
+            change.scatter_add_(1, wanted[:, None], change.new_full((len(wanted), 1), ctx.smoothing - 1))
+            change = change.mul_(weight[:, None]).type_as(table)
+            of_states.append(change @ table)
+            of_table += change.T @ piece
+        return torch.cat(of_states), of_table.type_as(table), None, None

@@ -1,0 +1,69 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastdiss_fairseq.compat import _attention_by_hand, scaled_dot_product_attention
+from fastdiss_fairseq.modules import rounding
+from fastdiss_fairseq.modules.rounding import nearest_token, rounding_loss
+
+
+def inputs(positions=11, vocabulary=23, dim=6, dtype=torch.float64):
+    torch.manual_seed(0)
+    states = torch.randn(positions, dim, dtype=dtype, requires_grad=True)
+    table = torch.randn(vocabulary, dim, dtype=dtype, requires_grad=True)
+    return states, table, torch.randint(vocabulary, (positions,)), torch.rand(positions, dtype=dtype)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("at_once", [1, 4, 256])
+def test_rounding_loss_and_its_gradient_are_those_of_torch(smoothing, at_once, monkeypatch):
+    monkeypatch.setitem(rounding.AT_ONCE, "cpu", at_once)
+    states, table, target, weight = inputs()
+    expected = F.cross_entropy(states @ table.T, target, reduction="none", label_smoothing=smoothing)
+    gradients = torch.autograd.grad((expected * weight).sum(), (states, table))
+    found = rounding_loss(states, table, target, smoothing)
+    assert torch.allclose(found.loss.double(), expected, atol=1e-5)
+    assert torch.equal(found.correct, (states @ table.T).argmax(-1) == target)
+    for one, other in zip(torch.autograd.grad((found.loss * weight).sum(), (states, table)), gradients):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_rounding_keeps_no_logits_for_the_backward_pass():
+    states, table, target, _ = inputs()
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        rounding_loss(states, table, target)
+    assert sizes and max(sizes) <= max(states.numel(), table.numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_in_half_precision_is_close(dtype):
+    states, table, target, weight = inputs(dtype=torch.float32)
+    exact = rounding_loss(states, table, target)
+    rounded = rounding_loss(states.to(dtype), table.to(dtype), target)
+    assert rounded.loss.dtype == torch.float32
+    assert torch.allclose(exact.loss, rounded.loss, atol=0.1)
+    one, other = (torch.autograd.grad((found.loss * weight).sum(), (states, table)) for found in (exact, rounded))
+    for a, b in zip(one, other):
+        assert b.dtype == torch.float32 and torch.allclose(a, b, atol=0.05)
+
+
+def test_nearest_token():
+    states, table, _, _ = inputs(positions=600)
+    assert torch.equal(nearest_token(states, table), (states @ table.T).argmax(-1))
+
+
+def test_no_real_position_at_all():
+    states, table, target, _ = inputs(positions=0)
+    assert nearest_token(states, table).shape == (0,)
+    assert rounding_loss(states, table, target).loss.shape == (0,)
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_computed_in_single_precision():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 5, 8).bfloat16()
+    mask = torch.rand(2, 1, 5, 5) < 0.8
+    expected = _attention_by_hand(query.float(), key.float(), value.float(), mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    assert torch.equal(found, expected.bfloat16())
