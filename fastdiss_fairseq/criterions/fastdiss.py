@@ -30,6 +30,14 @@ class FastDiSSLossConfig(FairseqDataclass):
     """How the model is trained; nothing here matters for decoding."""
 
     self_conditioning_prob: float = option(0.5, "probability that a sentence trains with an estimate")
+    self_conditioning_estimate: ChoiceEnum(["direct", "expected"]) = option(
+        "expected", "what self-conditioning gets in training; see --decoding-estimate"
+    )
+    mixed_times: float = option(
+        0.5,
+        "probability that a sentence trains with tokens that are known (t = 0) or unknown (t = 1), which "
+        "--decoding-solver mask_predict needs; 0: all tokens of a sentence share one t",
+    )
     no_scp: bool = option(False, "switch off SCP, self-conditioning perturbation")
     scp_rule: ChoiceEnum(list(RULES)) = option(
         "budget", "how far the estimate's time t' lies behind t: one step of a K-step grid, U(t, 1), or constant gamma"
@@ -95,6 +103,8 @@ class FastDiSSLoss(FairseqCriterion):
             beta=self.phases(num_updates) if self.phases and training else 1.0,
             rounding=str(self.cfg.rounding),
             label_smoothing=self.cfg.label_smoothing,
+            mixed_times=self.cfg.mixed_times,
+            estimate=str(self.cfg.self_conditioning_estimate),
         )
 
     def forward(self, model, sample, reduce=True):

@@ -59,5 +59,7 @@ class Process:
         return shrink.unsqueeze(-1) * z_t + grow.unsqueeze(-1) * noise
 
     def input_scale(self, t: Tensor) -> Tensor:
-        """1 / sqrt(alpha^2 + sigma^2): brings z_t to unit variance when z_0 has it (EDM's c_in)."""
-        return (self.alpha(t) ** 2 + self.sigma(t) ** 2).rsqrt()
+        """alpha / (alpha^2 + sigma^2): makes z_t the mean of z_0 given z_t alone, where z_0 has mean 0
+        and variance 1.  Pure noise comes out near 0, instead of drowning what else the network is told."""
+        alpha = self.alpha(t)
+        return alpha / (alpha**2 + self.sigma(t) ** 2)

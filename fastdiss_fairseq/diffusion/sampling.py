@@ -11,6 +11,9 @@ from .process import Process
 from .solvers import SOLVERS, Step
 from .times import uniform_grid
 
+#: The solver that gives each token a time of its own: :mod:`.mask_predict`.
+MASK_PREDICT = "mask_predict"
+DECODING_SOLVERS = (*SOLVERS, MASK_PREDICT)
 SELF_CONDITIONING = ("previous", "recompute", "none")
 
 
@@ -25,7 +28,7 @@ class Sampler:
             ratio F_told sigma(t) / alpha(t).  F_told = F of training tells it the grid time itself;
             F_told = ``noise_factor`` tells the truth; larger values tell it of more noise.
         temperature: scale of the noise that decoding starts from; 0 starts from the mean.
-        solver: a key of :data:`SOLVERS`.
+        solver: a key of :data:`SOLVERS`, or :data:`MASK_PREDICT`.
         self_conditioning: ``previous`` (reuse the last step's estimate), ``recompute`` (make one at
             the current time first: two evaluations a step) or ``none``.
 
@@ -41,8 +44,8 @@ class Sampler:
     self_conditioning: str = "previous"
 
     def __post_init__(self):
-        if self.solver not in SOLVERS:
-            raise ValueError(f"unknown solver '{self.solver}' (known: {', '.join(SOLVERS)})")
+        if self.solver not in DECODING_SOLVERS:
+            raise ValueError(f"unknown solver '{self.solver}' (known: {', '.join(DECODING_SOLVERS)})")
         if self.self_conditioning not in SELF_CONDITIONING:
             known = ", ".join(SELF_CONDITIONING)
             raise ValueError(f"unknown self-conditioning '{self.self_conditioning}' (known: {known})")
@@ -88,7 +91,7 @@ def sample(
     sampler: Sampler,
     round_to_tokens: Optional[Callable[[Tensor, Tensor], Tensor]] = None,
     early_exit: bool = False,
-    refine: Optional[Callable[[Tensor, Tensor], Tensor]] = None,
+    refine: Callable[[Tensor, Tensor], Tensor] = lambda estimate, rows: estimate,
 ) -> Sample:
     """Decode S sentences with C candidates each.
 
@@ -102,7 +105,6 @@ def sample(
         early_exit: stop a sentence when a step changed none of its candidates' tokens.
         refine: ``(estimate, rows) -> estimate``, what the solver and self-conditioning get.
     """
-    refine = refine or (lambda estimate, rows: estimate)
     rows = torch.arange(len(key), device=key.device)
     z = gaussian(fold(key, "start"), *shape) * sampler.process.sigma(torch.ones(())) * sampler.temperature
     z_bar, result = torch.zeros_like(z), torch.zeros_like(z)
@@ -110,7 +112,8 @@ def sample(
     tokens, history, previous = None, [], None
     grid = [torch.tensor(t, dtype=torch.float64) for t in uniform_grid(steps)]
     for index, (t, s) in enumerate(zip(grid, grid[1:])):
-        estimate = _evaluate(denoise, z, t, z_bar, rows, sampler, refine)
+        told, scale = sampler.told(t)
+        estimate = evaluate(denoise, z * scale.to(z.dtype), told.to(z.dtype), z_bar, rows, sampler, refine)
         result[rows], taken[rows] = estimate, index + 1
         keep = None
         if round_to_tokens is not None:
@@ -129,9 +132,8 @@ def sample(
     return Sample(result, taken, history)
 
 
-def _evaluate(denoise, z, t, z_bar, rows, sampler: Sampler, refine) -> Tensor:
-    told, scale = sampler.told(t)
-    z, told = z * scale.to(z.dtype), told.to(z.dtype)
+def evaluate(denoise, z, told, z_bar, rows, sampler: Sampler, refine) -> Tensor:
+    """The network's estimate under the sampler's self-conditioning; two evaluations for ``recompute``."""
     if sampler.self_conditioning == "none":
         return denoise(z, told, torch.zeros_like(z), rows)
     if sampler.self_conditioning == "recompute":

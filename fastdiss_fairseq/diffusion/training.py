@@ -23,6 +23,8 @@ class TrainingPlan:
         beta: MANS' scale; 1: MANS is off.
         rounding: ``anchor`` (softmax at the estimate) or ``exact`` (softmax at z_0).
         label_smoothing: of the rounding loss.
+        mixed_times: probability that a sentence's tokens are either known (t = 0) or unknown (t = 1).
+        estimate: what self-conditioning gets, ``direct`` or ``expected``, as in decoding.
     """
 
     key: Tensor
@@ -31,10 +33,12 @@ class TrainingPlan:
     beta: float = 1.0
     rounding: str = "anchor"
     label_smoothing: float = 0.0
+    mixed_times: float = 0.0
+    estimate: str = "direct"
 
 
 class TrainingPass(NamedTuple):
-    """``estimate`` (B, T, D) with gradient; t (B, 1); ``token_t`` (B, 1) or (B, T);
+    """``estimate`` (B, T, D) with gradient; t and ``token_t`` (B, 1) or (B, T);
     ``moved`` (B, T) or None; ``conditioned`` (B,); ``gap`` () summed t' - t of the conditioned."""
 
     estimate: Tensor
@@ -45,6 +49,18 @@ class TrainingPass(NamedTuple):
     gap: Tensor
 
 
+def times(plan: TrainingPlan, length: int) -> Tensor:
+    """t ~ U(0, 1) of each sentence, (B, 1); where the plan mixes times (B, T): in a mixed sentence each
+    token is unknown (1) with the probability t and otherwise known (0), as in a masked language model."""
+    t = uniform(fold(plan.key, "time")).unsqueeze(1)
+    if plan.mixed_times == 0:
+        return t
+    mixed = uniform(fold(plan.key, "mixed")) < plan.mixed_times
+    positions = torch.arange(length, device=t.device)
+    unknown = uniform(fold(plan.key.unsqueeze(1), "unknown", positions)) < t
+    return torch.where(mixed.unsqueeze(1), unknown.to(t.dtype), t)
+
+
 def training_pass(
     denoise: Callable[..., Tensor],
     is_correct: Callable[[Tensor], Tensor],
@@ -52,6 +68,7 @@ def training_pass(
     mask: Tensor,
     plan: TrainingPlan,
     process: Process,
+    refine: Callable[[Tensor, Tensor], Tensor] = lambda estimate, rows: estimate,
 ) -> TrainingPass:
     """Diffuse, let MANS choose t_i, SCP make the estimate, and run the pass with gradient.
 
@@ -60,8 +77,9 @@ def training_pass(
         is_correct: estimate (B, T, D) -> (B, T), True where it rounds to the target token.
         z_0: (B, T, D) target embeddings, float32.
         mask: (B, T), True at real tokens.
+        refine: ``(estimate, rows) -> estimate``, what self-conditioning gets.
     """
-    t = uniform(fold(plan.key, "time")).unsqueeze(1)
+    t = times(plan, z_0.size(1))
     conditioned = uniform(fold(plan.key, "self-conditioning")) < plan.self_conditioning
     noise = gaussian(fold(plan.key, "noise"), *z_0.shape[1:])
     z_t, token_t, moved, first = process.diffuse(z_0, t, noise), t, None, None
@@ -72,13 +90,13 @@ def training_pass(
             token_t = token_times(t, moved, plan.beta)
         z_t = process.diffuse(z_0, token_t, noise)
     with torch.no_grad():
-        z_bar, later = _self_condition(denoise, z_0, z_t, token_t, conditioned, first, plan, process)
+        z_bar, later = _self_condition(denoise, z_0, z_t, token_t, conditioned, first, plan, process, refine)
         gap = ((later - token_t) * mask).sum(1) / mask.sum(1)
     estimate = denoise(z_t, token_t, z_bar, None)
     return TrainingPass(estimate, t, token_t, moved, conditioned, gap.sum())
 
 
-def _self_condition(denoise, z_0, z_t, t, conditioned, first, plan, process):
+def _self_condition(denoise, z_0, z_t, t, conditioned, first, plan, process, refine):
     """z_bar (B, T, D), zero for sentences without an estimate, and the times t' they were made at."""
     rows = conditioned.nonzero().squeeze(1)
     z_bar, later = torch.zeros_like(z_t), t
@@ -93,4 +111,4 @@ def _self_condition(denoise, z_0, z_t, t, conditioned, first, plan, process):
         estimate = first[rows]
     else:
         estimate = denoise(z_t[rows], t[rows], z_bar[rows], rows)
-    return z_bar.index_copy(0, rows, estimate.to(z_bar.dtype)), later
+    return z_bar.index_copy(0, rows, refine(estimate, rows).to(z_bar.dtype)), later

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..compat import FastDiSSError
 from ..diffusion.noise import fold, sentence_key
-from ..diffusion.sampling import Sample, sample as run_sampler
+from ..diffusion.mask_predict import mask_predict
+from ..diffusion.sampling import MASK_PREDICT, sample
 from ..models.fastdiss import FastDiSSModel, Source
 from ..modules.rounding import in_pieces
 from .choice import autoregressive_score, mbr, mean_log_probability
@@ -83,29 +84,30 @@ class FastDiSSGenerator:
             memory, target = source.memory, whole
             if len(rows) < len(mask):
                 memory, target = memory.select(rows), whole.select(numbers[rows].flatten())
-            time = t.to(z.device).view(1, 1)
+            time = t.flatten(0, 1) if t.dim() else t.to(z.device).view(1, 1)
             return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, memory).view(z.shape)
 
-        def round_to_tokens(estimate, rows):
-            return self.round(model, estimate, mask[rows])[0]
+        def predict(estimate, rows):
+            return self.round(model, estimate, mask[rows])
 
         def refine(estimate, rows):
-            return self.refine(model, estimate, mask[rows], decoding.estimate)
+            return model.refine(estimate, mask[rows], decoding.estimate)
 
-        watch = decoding.history or decoding.early_exit
-        drawn: Sample = run_sampler(
-            denoise,
-            key,
-            shape,
-            decoding.steps,
-            decoding.sampler,
-            round_to_tokens if watch else None,
-            decoding.early_exit,
-            None if decoding.estimate == "direct" else refine,
-        )
-        tokens, log_probs = self.round(model, drawn.estimate, mask)
-        evaluations = drawn.steps * (2 if decoding.sampler.self_conditioning == "recompute" else 1)
-        return Candidates(tokens, log_probs, mask, evaluations, drawn.history)
+        if decoding.sampler.solver == MASK_PREDICT:
+            found = mask_predict(
+                denoise, predict, model.embedding, refine, key, mask, shape[1], decoding.steps, decoding.sampler,
+                decoding.early_exit,
+            )  # fmt: skip
+            tokens, log_probs, history = found.tokens, found.log_probs, found.history
+        else:
+            watched = (lambda *found: predict(*found)[0]) if decoding.history or decoding.early_exit else None
+            found = sample(
+                denoise, key, shape, decoding.steps, decoding.sampler, watched, decoding.early_exit, refine
+            )
+            tokens, log_probs = self.round(model, found.estimate, mask)
+            history = found.history
+        evaluations = found.steps * (2 if decoding.sampler.self_conditioning == "recompute" else 1)
+        return Candidates(tokens, log_probs, mask, evaluations, history)
 
     def _layout(self, model, src_tokens: Tensor, source: Source, decoding: Decoding):
         """Noise keys (S, C) and mask (S, C, T) of the candidates: lengths x seeds, lengths first."""
@@ -131,15 +133,6 @@ class FastDiSSGenerator:
         tokens[words] = torch.cat([piece[0] for piece in pieces])
         log_probs[words] = torch.cat([piece[1] for piece in pieces])
         return tokens, log_probs
-
-    def refine(self, model, estimate: Tensor, mask: Tensor, how: str) -> Tensor:
-        """``expected`` or ``rounded`` (nearest) token embeddings for estimates (S, C, T, D)."""
-        refined = torch.zeros_like(estimate)
-        of_piece = {"expected": model.embedding.expected, "rounded": model.embedding.nearest}[how]
-        with model.precision(estimate.device):
-            pieces = [of_piece(piece) for piece in in_pieces(estimate[mask])]
-        refined[mask] = torch.cat(pieces).type_as(refined)
-        return refined
 
     def _nearest(self, model, estimate: Tensor):
         logits = model.token_logits(estimate).float()

@@ -16,7 +16,7 @@ from ..modules.denoiser import Denoiser, Memory, Target
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
 from ..modules.length import LengthPredictor
-from ..modules.rounding import nearest_token, rounding_loss
+from ..modules.rounding import in_pieces, nearest_token, rounding_loss
 from ..modules.transformer import LayerConfig
 from .config import ARCHITECTURES, FastDiSSConfig, architecture_config
 
@@ -131,6 +131,16 @@ class FastDiSSModel(BaseFairseqModel):
         with self.precision(z.device):
             return self.denoiser(z * scale, t, z_bar, target, memory)
 
+    def refine(self, estimate: Tensor, mask: Tensor, how: str) -> Tensor:
+        """What solvers and self-conditioning get for network estimates (..., T, D): the same
+        (``direct``), or ``expected`` or nearest (``rounded``) token embeddings, zero outside the mask."""
+        if how == "direct":
+            return estimate
+        of_piece = {"expected": self.embedding.expected, "rounded": self.embedding.nearest}[how]
+        with self.precision(estimate.device):
+            pieces = [of_piece(piece) for piece in in_pieces(estimate[mask])]
+        return torch.zeros_like(estimate).index_put((mask,), torch.cat(pieces).type_as(estimate))
+
     def rounded(self, z: Tensor):
         """z (N, D) and the table (V, D) in the precision that logits are computed in."""
         table = self.embedding.table()
@@ -162,7 +172,10 @@ class FastDiSSModel(BaseFairseqModel):
             states, table = self.rounded(estimate[mask])
             return torch.zeros_like(mask).masked_scatter(mask, nearest_token(states, table) == target[mask])
 
-        training = training_pass(denoise, is_correct, z_0, mask, plan, self.process)
+        def refine(estimate, rows):
+            return self.refine(estimate, mask[rows], plan.estimate)
+
+        training = training_pass(denoise, is_correct, z_0, mask, plan, self.process, refine)
         states, table = self.rounded((training.estimate if plan.rounding == "anchor" else z_0)[mask])
         rounding = rounding_loss(states, table, target[mask], plan.label_smoothing)
         return TrainingOutput(

@@ -65,7 +65,7 @@ class Denoiser(nn.Module):
         """Estimate z_0.
 
         Args:
-            z: (B, T, D), scaled to unit variance.
+            z: (B, T, D), scaled by :meth:`Process.input_scale`.
             t: times in [0, 1], (B, 1), (B, T) or (1, 1).
             z_bar: (B, T, D) self-conditioning estimate, zero where there is none.
             target: of B targets.

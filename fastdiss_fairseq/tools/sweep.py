@@ -22,8 +22,7 @@ from tqdm import tqdm
 from fairseq import checkpoint_utils, utils
 
 from ..compat import FastDiSSError
-from ..diffusion.sampling import SELF_CONDITIONING
-from ..diffusion.solvers import SOLVERS
+from ..diffusion.sampling import DECODING_SOLVERS, SELF_CONDITIONING
 from ..generation.config import CHOICES, ESTIMATES, DecodingConfig
 from ..generation.generator import check_models
 from . import report, scoring
@@ -87,7 +86,7 @@ def get_parser() -> argparse.ArgumentParser:
     grid = parser.add_argument_group("grid")
     grid.add_argument("--steps", type=int, nargs="+", default=[1, 2, 3, 5, 10, 20])
     grid.add_argument("--self-conditioning", nargs="+", default=["previous"], choices=SELF_CONDITIONING)
-    grid.add_argument("--solver", nargs="+", default=[default.decoding_solver], choices=list(SOLVERS))
+    grid.add_argument("--solver", nargs="+", default=[default.decoding_solver], choices=list(DECODING_SOLVERS))
     grid.add_argument("--estimate", nargs="+", default=[default.decoding_estimate], choices=ESTIMATES)
     grid.add_argument("--noise-factor", type=float, nargs="+", default=[None], help="default: that of training")
     grid.add_argument(

@@ -49,9 +49,14 @@ def test_noise_factor_shifts_the_log_snr(schedule, factor):
 
 
 @every_process
-def test_input_scale_makes_unit_variance(process):
-    variance = process.alpha(GRID) ** 2 + process.sigma(GRID) ** 2
-    assert torch.allclose(process.input_scale(GRID) ** 2 * variance, torch.ones_like(GRID), atol=1e-12)
+def test_input_scale_is_the_best_linear_estimate_of_z_0(process):
+    """Where z_0 has variance 1, E[(c z_t - z_0)^2] is least at c, and c z_t has the variance c alpha."""
+    alpha, variance = process.alpha(GRID), process.alpha(GRID) ** 2 + process.sigma(GRID) ** 2
+    error = lambda c: c**2 * variance - 2 * c * alpha + 1
+    scale = process.input_scale(GRID)
+    for other in (0.9, 1.1):
+        assert (error(scale) < error(other * scale)).all()
+    assert torch.allclose(scale**2 * variance, scale * alpha, atol=1e-12)
 
 
 def test_unknown_schedule_names_the_known_ones():

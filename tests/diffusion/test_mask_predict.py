@@ -1,0 +1,119 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastdiss_fairseq.diffusion.mask_predict import least_confident, mask_predict
+from fastdiss_fairseq.diffusion.noise import fold, uniform
+from fastdiss_fairseq.diffusion.process import Process
+from fastdiss_fairseq.diffusion.sampling import Sampler
+
+S, C, T, D, V = 3, 2, 6, 4, 9
+KEY = fold(torch.arange(S * C).view(S, C), "test")
+MASK = torch.ones(S, C, T, dtype=torch.bool)
+TRAINED = Process("sqrt", 4.0)
+SAMPLER = Sampler(TRAINED, noise_factor=4.0, told_noise_factor=4.0, solver="mask_predict")
+TABLE = torch.randn(V, D, generator=torch.Generator().manual_seed(0))
+
+
+class Run:
+    """A network, and roundings whose tokens and confidences are random but fixed by the evaluation."""
+
+    def __init__(self, mask=MASK, steps=4, sampler=SAMPLER, key=KEY, same_tokens=False, **options):
+        self.mask, self.key, self.same_tokens = mask, key, same_tokens
+        self.z, self.times, self.conditions, self.found = [], [], [], []
+        self.result = mask_predict(
+            self.denoise,
+            self.predict,
+            self.embed,
+            lambda estimate, rows: estimate,
+            key,
+            mask,
+            D,
+            steps,
+            sampler,
+            **options,
+        )
+
+    def denoise(self, z, t, z_bar, rows):
+        self.z.append(z), self.times.append(t), self.conditions.append(z_bar)
+        return z + z_bar + 1
+
+    def predict(self, estimate, rows):
+        number = 0 if self.same_tokens else len(self.times)
+        draws = uniform(fold(self.key[rows].unsqueeze(-1), "token", number, torch.arange(self.mask.size(2))))
+        tokens, log_probs = (
+            (draws * V).long(),
+            -uniform(fold(self.key[rows].unsqueeze(-1), "p", torch.arange(self.mask.size(2)))),
+        )
+        self.found.append((tokens, log_probs))
+        return tokens, log_probs
+
+    def embed(self, tokens):
+        return TABLE[tokens]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("self_conditioning, each", [("previous", 1), ("none", 1), ("recompute", 2)])
+def test_number_of_evaluations(steps, self_conditioning, each):
+    run = Run(steps=steps, sampler=replace(SAMPLER, self_conditioning=self_conditioning))
+    assert len(run.times) == steps * each
+    assert run.result.steps.tolist() == [steps] * S and len(run.result.history) == steps
+
+
+def test_the_first_step_knows_nothing_and_later_ones_more_and_more():
+    run = Run(steps=3)
+    assert [int(t.sum()) for t in run.times] == [S * C * T, S * C * 4, S * C * 2]
+    assert all(set(t.unique().tolist()) <= {0.0, 1.0} for t in run.times)
+
+
+def test_known_tokens_are_the_most_confident_ones_and_stay():
+    run = Run(steps=2)
+    tokens, log_probs = run.found[0]
+    unknown = run.times[1].bool()
+    assert (log_probs.masked_fill(unknown, 0).amin(-1) >= log_probs.masked_fill(~unknown, -9).amax(-1)).all()
+    assert torch.equal(run.result.tokens, torch.where(unknown, run.found[1][0], tokens))
+    assert torch.equal(run.result.log_probs, torch.where(unknown, run.found[1][1], log_probs))
+
+
+def test_known_tokens_enter_clean_and_unknown_ones_as_fresh_noise():
+    run = Run(steps=2)
+    unknown = run.times[1].bool()
+    clean = TABLE[run.found[0][0]] * TRAINED.alpha(torch.zeros(()))
+    assert torch.equal(run.z[1][~unknown], clean[~unknown])
+    assert (run.z[1][unknown] != run.z[0][unknown]).all()
+    assert run.z[0].std().item() == pytest.approx(TRAINED.sigma(torch.ones(())).item(), rel=0.2)
+    cold = Run(steps=2, sampler=replace(SAMPLER, temperature=0.0))
+    assert not cold.z[0].any() and not cold.z[1][cold.times[1].bool()].any()
+
+
+def test_estimates_are_reused():
+    run = Run(steps=3)
+    assert not run.conditions[0].any()
+    assert torch.equal(run.conditions[1], run.z[0] + 1)
+
+
+def test_padding_is_never_known_before_a_real_token():
+    mask = torch.arange(T) < torch.tensor([[6, 2], [1, 5], [3, 4]]).unsqueeze(-1)
+    log_probs = -torch.rand(S, C, T, generator=torch.Generator().manual_seed(3))
+    unknown = least_confident(log_probs, mask, 1, 2)
+    assert torch.equal(unknown.sum(-1), mask.sum(-1) // 2) and not unknown[~mask].any()
+
+
+def test_equal_confidences_are_decided_by_position():
+    assert least_confident(torch.zeros(1, 1, 4), torch.ones(1, 1, 4, dtype=torch.bool), 1, 2).tolist() == [
+        [[True, True, False, False]]
+    ]
+
+
+def test_sentences_do_not_depend_on_each_other():
+    together = Run().result
+    for i in range(S):
+        alone = Run(mask=MASK[i : i + 1], key=KEY[i : i + 1]).result
+        assert torch.equal(alone.tokens[0], together.tokens[i])
+
+
+def test_early_exit_stops_what_no_longer_changes():
+    stopped = Run(steps=5, same_tokens=True, early_exit=True)
+    assert stopped.result.steps.tolist() == [2] * S and len(stopped.times) == 2
+    assert torch.equal(stopped.result.tokens, Run(steps=5, same_tokens=True).result.tokens)
