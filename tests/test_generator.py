@@ -7,6 +7,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from helpers import batch, model, sentences, task
 
 from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.diffusion.sampling import DECODING_SOLVERS
 from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve
 from fastdiss_fairseq.generation.generator import FastDiSSGenerator
 
@@ -187,11 +188,19 @@ def count_evaluations(net, monkeypatch):
     return calls
 
 
+every_solver = pytest.mark.parametrize("solver", DECODING_SOLVERS)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
 @pytest.mark.parametrize("self_conditioning, each", [("previous", 1), ("none", 1), ("recompute", 2)])
-def test_exactly_k_evaluations_of_the_network_and_one_of_the_encoder(steps, self_conditioning, each, monkeypatch):
+@every_solver
+def test_exactly_k_evaluations_of_the_network_and_one_of_the_encoder(
+    solver, steps, self_conditioning, each, monkeypatch
+):
     calls = count_evaluations(NET, monkeypatch)
-    options = dict(decoding_self_conditioning=self_conditioning, length_beam=2, noise_beam=2)
+    options = dict(
+        decoding_solver=solver, decoding_self_conditioning=self_conditioning, length_beam=2, noise_beam=2
+    )
     hypotheses = generate(SOURCES[:4], decoding_steps=steps, **options)
     assert calls == ["encode"] + ["denoise"] * steps * each
     assert {h["steps"] for sentence in hypotheses for h in sentence} == {steps * each}
@@ -225,6 +234,9 @@ every_way = pytest.mark.parametrize(
         {"decoding_solver": "ddpm", "decoding_self_conditioning": "recompute"},
         {"decoding_solver": "dpmpp_2m", "decoding_told_noise_factor": 2.0},
         {"decoding_estimate": "expected"},
+        {"decoding_solver": "mask_predict"},
+        {"decoding_solver": "mask_predict", "decoding_self_conditioning": "recompute", "decoding_temperature": 0.5},
+        {"decoding_solver": "mask_predict", "length_beam": 2, "noise_beam": 2, "early_exit": True},
         {"decoding_estimate": "rounded", "decoding_self_conditioning": "recompute"},
         {"length_beam": 3, "noise_beam": 2},
         {"length_beam": 2, "noise_beam": 3, "decoding_choice": "mbr", "early_exit": True},
@@ -315,8 +327,10 @@ def test_another_seed_is_other_noise_and_the_same_seed_the_same():
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_history_holds_every_step_and_ends_in_the_result(steps):
-    for sentence in generate(SOURCES, decoding_steps=steps, retain_iter_history=True, length_beam=2):
+@every_solver
+def test_history_holds_every_step_and_ends_in_the_result(steps, solver):
+    options = dict(decoding_solver=solver, retain_iter_history=True, length_beam=2)
+    for sentence in generate(SOURCES, decoding_steps=steps, **options):
         for h in sentence:
             assert len(h["history"]) == steps
             assert all(step["tokens"].shape == h["tokens"].shape for step in h["history"])
@@ -327,10 +341,11 @@ def test_history_changes_nothing():
     assert words(generate(SOURCES, retain_iter_history=True)) == words(generate(SOURCES))
 
 
-def test_early_exit_reports_the_steps_of_each_sentence():
+@pytest.mark.parametrize("solver", ["ddim", "mask_predict"])
+def test_early_exit_reports_the_steps_of_each_sentence(solver):
     """The steps reported are those after which the history of a full run first stands still."""
-    full = generate(SOURCES, decoding_steps=12, retain_iter_history=True, decoding_solver="ddim")
-    early = generate(SOURCES, decoding_steps=12, early_exit=True, decoding_solver="ddim")
+    full = generate(SOURCES, decoding_steps=12, retain_iter_history=True, decoding_solver=solver)
+    early = generate(SOURCES, decoding_steps=12, early_exit=True, decoding_solver=solver)
     stopped = 0
     for a, b in zip(full, early):
         history = [step["tokens"].tolist() for step in a[0]["history"]]

@@ -86,7 +86,7 @@ def training_pass(
     if plan.beta > 1:
         with torch.no_grad():
             first = denoise(z_t, t, torch.zeros_like(z_t), None)
-            moved = is_correct(first)
+            moved = is_correct(first) & (t > 0)  # known tokens stay known
             token_t = token_times(t, moved, plan.beta)
         z_t = process.diffuse(z_0, token_t, noise)
     with torch.no_grad():

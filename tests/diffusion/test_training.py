@@ -5,7 +5,7 @@ from fastdiss_fairseq.diffusion.noise import fold, gaussian, uniform
 from fastdiss_fairseq.diffusion.noise_scaling import PhaseTable
 from fastdiss_fairseq.diffusion.perturbation import Perturbation
 from fastdiss_fairseq.diffusion.process import Process
-from fastdiss_fairseq.diffusion.training import TrainingPlan, training_pass
+from fastdiss_fairseq.diffusion.training import TrainingPlan, times, training_pass
 
 B, LENGTH, D = 12, 5, 4
 KEY = fold(torch.arange(B), "test")
@@ -38,9 +38,9 @@ def never(estimate):
     raise AssertionError("rounded without MANS")
 
 
-def run(plan, is_correct=never, z_0=Z_0):
-    network = Network()
-    return network, training_pass(network, is_correct, z_0, torch.ones(z_0.shape[:2], dtype=torch.bool), plan, PROCESS)
+def run(plan, is_correct=never, z_0=Z_0, **options):
+    network, mask = Network(), torch.ones(z_0.shape[:2], dtype=torch.bool)
+    return network, training_pass(network, is_correct, z_0, mask, plan, PROCESS, **options)
 
 
 def standard_step(network, key, z_0, probability):
@@ -181,3 +181,38 @@ def test_times_and_conditioning_are_spread_as_asked():
     assert (ordered - torch.arange(1, len(key) + 1) / len(key)).abs().max() < 1.95 / len(key) ** 0.5
     correlation = torch.corrcoef(torch.stack((found.t.flatten(), found.conditioned.float())))[0, 1]
     assert abs(correlation) < 5 / len(key) ** 0.5
+
+
+# Mixed times
+
+
+def test_mixed_times_are_known_or_unknown_at_the_sentences_rate():
+    key = fold(torch.arange(4000), "mixed times")
+    plain, mixed = times(TrainingPlan(key), 50), times(TrainingPlan(key, mixed_times=0.5), 50)
+    shared = (mixed == plain).all(1)
+    assert shared.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert set(mixed[~shared].unique().tolist()) == {0.0, 1.0}
+    rate = mixed[~shared].mean(1)
+    assert (rate - plain[~shared].squeeze(1)).abs().mean() < 0.1
+    assert (times(TrainingPlan(key, mixed_times=1.0), 50) != plain).all(1).all()
+
+
+def test_mixed_times_do_not_depend_on_the_length():
+    plan = TrainingPlan(KEY, mixed_times=1.0)
+    assert torch.equal(times(plan, 9)[:, :5], times(plan, 5))
+
+
+@pytest.mark.parametrize("scp", [None, Perturbation(), Perturbation("uniform", "fresh", 2)])
+def test_known_tokens_are_clean_and_mans_leaves_them_known(scp):
+    network, found = run(TrainingPlan(KEY, 0.5, scp, 3.0, mixed_times=1.0), half_right)
+    known = found.t == 0
+    assert known.any() and (~known).any() and not found.token_t[known].any() and not found.moved[known].any()
+    noise = PROCESS.sigma(torch.zeros(())) * gaussian(fold(KEY, "noise"), LENGTH, D)
+    assert torch.allclose(network.calls[-1][0][known], (PROCESS.alpha(torch.zeros(())) * Z_0 + noise)[known])
+
+
+@pytest.mark.parametrize("scp", [None, Perturbation()])
+def test_self_conditioning_gets_the_refined_estimate(scp):
+    network, found = run(TrainingPlan(KEY, 0.5, scp), refine=lambda estimate, rows: torch.full_like(estimate, 7.0))
+    z_bar = network.calls[-1][2]
+    assert (z_bar[found.conditioned] == 7).all() and not z_bar[~found.conditioned].any()
