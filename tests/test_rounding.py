@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from fastdiss_fairseq.compat import _attention_by_hand, scaled_dot_product_attention
 from fastdiss_fairseq.modules import rounding
-from fastdiss_fairseq.modules.rounding import nearest_token, rounding_loss
+from fastdiss_fairseq.modules.rounding import nearest_token, read, rounding_loss
 
 
 def inputs(positions=11, vocabulary=23, dim=6, dtype=torch.float64):
@@ -67,3 +67,17 @@ def test_attention_in_bfloat16_on_a_cpu_is_computed_in_single_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = scaled_dot_product_attention(query, key, value, attn_mask=mask)
     assert torch.equal(found, expected.bfloat16())
+
+
+@pytest.mark.parametrize("at_once", [2, 256])
+def test_read_excludes_tokens_but_not_from_the_mean(at_once, monkeypatch):
+    monkeypatch.setitem(rounding.AT_ONCE, "cpu", at_once)
+    states, table, _, _ = inputs(dtype=torch.float32)
+    logits = (states @ table.T).detach()
+    found = read(states, table, [0, 4], mean=True)
+    assert torch.allclose(found.mean, logits.softmax(-1) @ table, atol=1e-5)
+    allowed = [v for v in range(len(table)) if v not in (0, 4)]
+    log_probs, place = logits[:, allowed].log_softmax(-1).max(-1)
+    assert torch.equal(found.tokens, torch.tensor(allowed)[place])
+    assert torch.allclose(found.log_probs, log_probs, atol=1e-5)
+    assert read(states, table, [0, 4]).mean is None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .noise import fold, gaussian
-from .sampling import Sampler, evaluate
+from .sampling import Sampler
 
 
 class Prediction(NamedTuple):
@@ -25,9 +25,8 @@ class Prediction(NamedTuple):
 
 def mask_predict(
     denoise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    predict: Callable[[Tensor, Tensor], Tuple[Tensor, Tensor]],
+    read: Callable[[Tensor, Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]],
     embed: Callable[[Tensor], Tensor],
-    refine: Callable[[Tensor, Tensor], Tensor],
     key: Tensor,
     mask: Tensor,
     dim: int,
@@ -39,37 +38,47 @@ def mask_predict(
 
     Args:
         denoise: as in :func:`fastdiss_fairseq.diffusion.sampling.sample`, with t (S', C, T).
-        predict: ``(estimate, rows) -> tokens, log_probs``, both (S', C, T).
+        read: ``(estimate, rows, where) -> tokens, log_probs, refined``, (S', C, T) and (S', C, T, D), which count
+            only ``where`` (S', C, T) is True: nearest tokens, and what self-conditioning gets.
         embed: tokens -> z_0.
-        refine: as in :func:`sample`.
         key: (S, C) int64 noise keys.
         mask: (S, C, T), True at real positions.
         dim: D.
         sampler: of which the trained process, the temperature and the self-conditioning count.
         early_exit: stop a sentence when a step changed none of its candidates' tokens.
     """
-    shape = (mask.size(2), dim)
-    clean, end = torch.zeros((), device=mask.device), torch.ones((), device=mask.device)
+    shape, start, end = (mask.size(2), dim), *torch.tensor([0.0, 1.0], device=mask.device)
     noise_scale = sampler.trained.sigma(end) * sampler.temperature
-    rows = torch.arange(len(key), device=key.device)
-    taken, history, unknown = torch.zeros_like(rows), [], torch.ones_like(mask)
+    rows, unknown = torch.arange(len(key), device=key.device), mask
+    taken, history = torch.zeros_like(rows), []
     tokens, log_probs = torch.zeros_like(mask, dtype=torch.long), torch.zeros_like(mask, dtype=torch.float)
     z = gaussian(fold(key, "start"), *shape) * noise_scale
-    z_bar = torch.zeros_like(z)
+    known = z_bar = torch.zeros_like(z)
+
+    def look(z_bar):
+        estimate = denoise(z, unknown.to(z.dtype), z_bar, rows)
+        found, found_log_probs, refined = read(estimate, rows, unknown)
+        return found, found_log_probs, torch.where(unknown.unsqueeze(-1), refined, known)
+
     for index in range(steps):
-        estimate = evaluate(denoise, z, unknown.to(z.dtype), z_bar, rows, sampler, refine)
-        found, found_log_probs = predict(estimate, rows)
-        before, fresh = tokens[rows], torch.where(unknown, found, tokens[rows])
-        tokens[rows], taken[rows] = fresh, index + 1
+        if sampler.self_conditioning != "previous":
+            z_bar = torch.zeros_like(z)
+        if sampler.self_conditioning == "recompute":
+            z_bar = look(z_bar)[2]
+        found, found_log_probs, z_bar = look(z_bar)
+        before = tokens[rows]
+        tokens[rows] = torch.where(unknown, found, before)
         log_probs[rows] = torch.where(unknown, found_log_probs, log_probs[rows])
+        taken[rows] = index + 1
         history.append(tokens.clone())
-        keep = (fresh != before).flatten(1).any(1) if early_exit and index else torch.ones_like(rows, dtype=torch.bool)
-        if index + 1 == steps or not keep.any():
+        going = (tokens[rows] != before).flatten(1).any(1) if early_exit and index else torch.ones_like(rows) > 0
+        if index + 1 == steps or not going.any():
             break
-        rows, z_bar = rows[keep], refine(estimate, rows)[keep]
+        rows, z_bar = rows[going], z_bar[going]
         unknown = least_confident(log_probs[rows], mask[rows], steps - index - 1, steps)
+        known = embed(tokens[rows])
         noise = gaussian(fold(key[rows], "step", index), *shape) * noise_scale
-        z = torch.where(unknown.unsqueeze(-1), noise, embed(tokens[rows]) * sampler.trained.alpha(clean))
+        z = torch.where(unknown.unsqueeze(-1), noise, known * sampler.trained.alpha(start))
     return Prediction(tokens, log_probs, taken, history)
 
 

@@ -113,7 +113,7 @@ def sample(
     grid = [torch.tensor(t, dtype=torch.float64) for t in uniform_grid(steps)]
     for index, (t, s) in enumerate(zip(grid, grid[1:])):
         told, scale = sampler.told(t)
-        estimate = evaluate(denoise, z * scale.to(z.dtype), told.to(z.dtype), z_bar, rows, sampler, refine)
+        estimate = _evaluate(denoise, z * scale.to(z.dtype), told.to(z.dtype), z_bar, rows, sampler, refine)
         result[rows], taken[rows] = estimate, index + 1
         keep = None
         if round_to_tokens is not None:
@@ -132,7 +132,7 @@ def sample(
     return Sample(result, taken, history)
 
 
-def evaluate(denoise, z, told, z_bar, rows, sampler: Sampler, refine) -> Tensor:
+def _evaluate(denoise, z, told, z_bar, rows, sampler: Sampler, refine) -> Tensor:
     """The network's estimate under the sampler's self-conditioning; two evaluations for ``recompute``."""
     if sampler.self_conditioning == "none":
         return denoise(z, told, torch.zeros_like(z), rows)

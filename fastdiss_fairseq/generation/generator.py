@@ -11,7 +11,7 @@ from ..diffusion.noise import fold, sentence_key
 from ..diffusion.mask_predict import mask_predict
 from ..diffusion.sampling import MASK_PREDICT, sample
 from ..models.fastdiss import FastDiSSModel, Source
-from ..modules.rounding import in_pieces
+from ..modules.rounding import read
 from .choice import autoregressive_score, mbr, mean_log_probability
 from .config import Decoding, positive
 
@@ -87,23 +87,22 @@ class FastDiSSGenerator:
             time = t.flatten(0, 1) if t.dim() else t.to(z.device).view(1, 1)
             return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, memory).view(z.shape)
 
-        def predict(estimate, rows):
-            return self.round(model, estimate, mask[rows])
+        def read(estimate, rows, where):
+            return self.read(model, estimate, mask[rows], where, decoding.estimate)
+
+        def round_to_tokens(estimate, rows):
+            return self.round(model, estimate, mask[rows])[0]
 
         def refine(estimate, rows):
             return model.refine(estimate, mask[rows], decoding.estimate)
 
-        if decoding.sampler.solver == MASK_PREDICT:
-            found = mask_predict(
-                denoise, predict, model.embedding, refine, key, mask, shape[1], decoding.steps, decoding.sampler,
-                decoding.early_exit,
-            )  # fmt: skip
+        steps, sampler, early_exit = decoding.steps, decoding.sampler, decoding.early_exit
+        if sampler.solver == MASK_PREDICT:
+            found = mask_predict(denoise, read, model.embedding, key, mask, shape[1], steps, sampler, early_exit)
             tokens, log_probs, history = found.tokens, found.log_probs, found.history
         else:
-            watched = (lambda *found: predict(*found)[0]) if decoding.history or decoding.early_exit else None
-            found = sample(
-                denoise, key, shape, decoding.steps, decoding.sampler, watched, decoding.early_exit, refine
-            )
+            watched = round_to_tokens if decoding.history or early_exit else None
+            found = sample(denoise, key, shape, steps, sampler, watched, early_exit, refine)
             tokens, log_probs = self.round(model, found.estimate, mask)
             history = found.history
         evaluations = found.steps * (2 if decoding.sampler.self_conditioning == "recompute" else 1)
@@ -125,20 +124,22 @@ class FastDiSSGenerator:
 
         The last position is the end of sentence; no other is, and none is padding or <s>.
         """
-        last = mask & ~torch.cat((mask[..., 1:], torch.zeros_like(mask[..., :1])), dim=-1)
-        words = mask & ~last
-        tokens = torch.full_like(mask, self.pad, dtype=torch.long).masked_fill(last, self.eos)
-        log_probs = torch.zeros_like(mask, dtype=torch.float)
-        pieces = [self._nearest(model, piece) for piece in in_pieces(estimate[words])]
-        tokens[words] = torch.cat([piece[0] for piece in pieces])
-        log_probs[words] = torch.cat([piece[1] for piece in pieces])
-        return tokens, log_probs
+        return self.read(model, estimate, mask, mask, "direct")[:2]
 
-    def _nearest(self, model, estimate: Tensor):
-        logits = model.token_logits(estimate).float()
-        logits[:, [self.pad, self.bos, self.eos]] = -float("inf")
-        best, tokens = logits.max(-1)
-        return tokens, best - logits.logsumexp(-1)
+    def read(self, model, estimate: Tensor, mask: Tensor, where: Tensor, how: str):
+        """:meth:`round` at the positions ``where``, and what the next step gets there for the estimates
+        (S, C, T, D), see :meth:`FastDiSSModel.refine`."""
+        last = mask & ~torch.cat((mask[..., 1:], torch.zeros_like(mask[..., :1])), dim=-1)
+        tokens = torch.full_like(mask, self.pad, dtype=torch.long)
+        log_probs = torch.zeros_like(mask, dtype=torch.float)
+        where = where & mask
+        states, table = model.rounded(estimate[where])
+        found = read(states, table, [self.pad, self.bos, self.eos], mean=how == "expected")
+        tokens[where], log_probs[where] = found.tokens, found.log_probs
+        tokens, log_probs = tokens.masked_fill(last, self.eos), log_probs.masked_fill(last, 0.0)
+        if how == "expected":
+            return tokens, log_probs, torch.zeros_like(estimate).index_put((where,), found.mean.type_as(estimate))
+        return tokens, log_probs, estimate if how == "direct" else model.embedding(tokens)
 
     def choose(self, models, src_tokens: Tensor, found: Candidates, choice: str) -> Tensor:
         """Scores (S, C) by which candidates are ordered: logarithms, since fairseq prints in base 2."""

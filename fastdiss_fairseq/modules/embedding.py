@@ -7,6 +7,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rounding import mean_rows
+
 
 class LatentEmbedding(nn.Module):
     """The table E whose rows are z_0, layer-normalised so that every coordinate has unit variance.
@@ -39,9 +41,7 @@ class LatentEmbedding(nn.Module):
         """The mean row under the softmax of the logits at z (N, D), float32: where z_0 is one of the
         rows, the estimate of it with the least mean squared error (Dieleman et al., 2022, eq. 6)."""
         table = self.table()
-        logits = F.linear(z.type_as(table), table).float()
-        weights = (logits - logits.amax(-1, keepdim=True)).exp_()
-        return (weights.type_as(table) @ table).float() / weights.sum(-1, keepdim=True)
+        return mean_rows(F.linear(z.type_as(table), table).float(), table)
 
     def nearest(self, z: Tensor) -> Tensor:
         """The row nearest to z (N, D), float32."""
@@ -49,7 +49,7 @@ class LatentEmbedding(nn.Module):
 
     @staticmethod
     def _normalise(rows: Tensor) -> Tensor:
-        return F.layer_norm(rows.float(), rows.shape[-1:])
+        return F.layer_norm(rows.float(), rows.shape[-1:], eps=1e-8)
 
 
 class ProjectedEmbedding(nn.Module):

@@ -3,7 +3,7 @@
 Logits of all positions of a batch are its largest tensor by far (B T V); nothing here keeps them.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +40,45 @@ def rounding_loss(states: Tensor, table: Tensor, target: Tensor, smoothing: floa
 def nearest_token(states: Tensor, table: Tensor) -> Tensor:
     """(N,) ids of the largest logits."""
     return torch.cat([_logits(piece, table).argmax(-1) for piece in in_pieces(states)])
+
+
+class Reading(NamedTuple):
+    """Nearest ``tokens`` (N,), their ``log_probs`` (N,), and the ``mean`` rows (N, D) under the softmax (or
+    None)."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    mean: Optional[Tensor]
+
+
+def read(states: Tensor, table: Tensor, never: Sequence[int], mean: bool = False) -> Reading:
+    """Tokens, and where asked for mean rows, from the same logits.
+
+    The mean row is the posterior mean that the softmax stands for: where z_0 is one of the rows, the estimate of it
+    with the least mean squared error (Dieleman et al., 2022, eq. 6).
+
+    Args:
+        states: (N, D), as in :func:`rounding_loss`.
+        never: ids that are no tokens to read: they count in the mean, but not in ``log_probs``.
+    """
+    pieces = [_read(piece, table, list(never), mean) for piece in in_pieces(states)]
+    tokens, log_probs, rows = zip(*pieces)
+    return Reading(torch.cat(tokens), torch.cat(log_probs), torch.cat(rows) if mean else None)
+
+
+def _read(states, table, never, mean):
+    logits, rows = _logits(states, table), None
+    if mean:
+        rows = mean_rows(logits, table)
+    logits[:, never] = -float("inf")
+    best, tokens = logits.max(-1)
+    return tokens, best - logits.logsumexp(-1), rows
+
+
+def mean_rows(logits: Tensor, table: Tensor) -> Tensor:
+    """The rows' mean (N, D), float32, under the softmax of logits (N, V)."""
+    weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+    return (weights.type_as(table) @ table).float() / weights.sum(-1, keepdim=True)
 
 
 def _logits(states: Tensor, table: Tensor) -> Tensor:

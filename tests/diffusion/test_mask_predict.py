@@ -22,32 +22,18 @@ class Run:
     def __init__(self, mask=MASK, steps=4, sampler=SAMPLER, key=KEY, same_tokens=False, **options):
         self.mask, self.key, self.same_tokens = mask, key, same_tokens
         self.z, self.times, self.conditions, self.found = [], [], [], []
-        self.result = mask_predict(
-            self.denoise,
-            self.predict,
-            self.embed,
-            lambda estimate, rows: estimate,
-            key,
-            mask,
-            D,
-            steps,
-            sampler,
-            **options,
-        )
+        self.result = mask_predict(self.denoise, self.read, self.embed, key, mask, D, steps, sampler, **options)
 
     def denoise(self, z, t, z_bar, rows):
         self.z.append(z), self.times.append(t), self.conditions.append(z_bar)
         return z + z_bar + 1
 
-    def predict(self, estimate, rows):
-        number = 0 if self.same_tokens else len(self.times)
-        draws = uniform(fold(self.key[rows].unsqueeze(-1), "token", number, torch.arange(self.mask.size(2))))
-        tokens, log_probs = (
-            (draws * V).long(),
-            -uniform(fold(self.key[rows].unsqueeze(-1), "p", torch.arange(self.mask.size(2)))),
-        )
+    def read(self, estimate, rows, where):
+        number, place = 0 if self.same_tokens else len(self.times), torch.arange(self.mask.size(2))
+        key = self.key[rows].unsqueeze(-1)
+        tokens, log_probs = (uniform(fold(key, "token", number, place)) * V).long(), -uniform(fold(key, "p", place))
         self.found.append((tokens, log_probs))
-        return tokens, log_probs
+        return tokens, log_probs, 2 * estimate
 
     def embed(self, tokens):
         return TABLE[tokens]
@@ -87,10 +73,22 @@ def test_known_tokens_enter_clean_and_unknown_ones_as_fresh_noise():
     assert not cold.z[0].any() and not cold.z[1][cold.times[1].bool()].any()
 
 
-def test_estimates_are_reused():
+def test_estimates_are_reused_and_known_tokens_are_told_exactly():
     run = Run(steps=3)
     assert not run.conditions[0].any()
-    assert torch.equal(run.conditions[1], run.z[0] + 1)
+    assert torch.equal(run.conditions[1], 2 * (run.z[0] + 1))
+    unknown = run.times[1].bool()
+    assert torch.equal(run.conditions[2][unknown], 2 * (run.z[1] + run.conditions[1] + 1)[unknown])
+    assert torch.equal(run.conditions[2][~unknown], TABLE[run.result.history[0]][~unknown])
+
+
+def test_recompute_conditions_on_an_estimate_of_the_same_state():
+    run = Run(steps=2, sampler=replace(SAMPLER, self_conditioning="recompute"))
+    unknown = run.times[2].bool()
+    assert torch.equal(run.times[2], run.times[3]) and not run.conditions[2].any()
+    assert torch.equal(run.conditions[3][unknown], 2 * (run.z[2] + 1)[unknown])
+    none = Run(steps=3, sampler=replace(SAMPLER, self_conditioning="none"))
+    assert not any(condition.any() for condition in none.conditions)
 
 
 def test_padding_is_never_known_before_a_real_token():
