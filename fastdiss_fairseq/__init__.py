@@ -13,5 +13,6 @@ compat.drop_duplicate_parameters()
 compat.name_all_paths(__path__)
 
 from . import criterions, models, tasks  # noqa: E402,F401  (registration)
+from .translator import FastDiSS  # noqa: E402,F401
 
 __version__ = "0.1.0"

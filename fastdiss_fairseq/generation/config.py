@@ -145,4 +145,4 @@ def _check_names(given) -> None:
     known = {f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind)}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise FastDiSSError(f"unknown generation option in --eval-bleu-args: {', '.join(unknown)}")
+        raise FastDiSSError(f"unknown generation option: {', '.join(unknown)}")

@@ -3,18 +3,16 @@
 #
 #   evidence.sh [OUTPUT]
 #
-# ARCH=fastdiss_tiny  UPDATES=1500  MAX_TOKENS=8000  JOBS=2  SEEDS="1"  options of the trainings
-# DEVICE=--cpu        empty: a GPU, and our trainings in bfloat16
+# ARCH=fastdiss_tiny  UPDATES=2500  MAX_TOKENS=8000  JOBS=2  SEEDS="1"  options of the trainings
+# DEVICE=--cpu        empty: a GPU
 # STEPS="1 2 3 5 10 20 50"
 # Finished trainings and cells are not repeated.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 data=$root/data-bin/debian_synopses
-updates=${UPDATES:-1500}
+updates=${UPDATES:-2500}
 device=${DEVICE---cpu}
-precision=
-[[ -n $device ]] || precision="--autocast bf16"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 bash "$root/examples/summarization/debian_synopses/prepare.sh"
@@ -25,6 +23,6 @@ fastdiss-ablate "$data" --output "${1:-$root/runs/synopses}" --jobs "${JOBS:-2}"
     --arch ${ARCH:-fastdiss_tiny} --optimizer adam --adam-betas '(0.9,0.98)' --lr 2e-3 --clip-norm 1 \
     --lr-scheduler polynomial_decay --total-num-update $updates --warmup-updates $((updates / 5)) \
     --max-tokens ${MAX_TOKENS:-8000} --max-update $updates --save-interval-updates $((updates / 3)) \
-    --validate-interval 1000 --num-workers 0 --log-interval 50 --log-noise-levels $device $precision" \
+    --validate-interval 1000 --num-workers 0 --log-interval 50 --log-noise-levels --share-all-embeddings --autocast bf16 $device" \
     --sweep "--reference '$data/raw/test.syn' --detokenize en --metrics ROUGE-L ROUGE-1 ROUGE-2 BLEU \
     --steps ${STEPS:-1 2 3 5 10 20 50} --baseline standard $device"

@@ -4,8 +4,8 @@
 #
 #   evidence.sh [OUTPUT]
 #
-# ARCH=fastdiss_tiny  UPDATES=2400  MAX_TOKENS=4000  JOBS=2  SEEDS="1"  options of the trainings
-# DEVICE=--cpu        empty: a GPU, and our trainings in bfloat16
+# ARCH=fastdiss_tiny  UPDATES=1800  MAX_TOKENS=4000  JOBS=2  SEEDS="1"  options of the trainings
+# DEVICE=--cpu        empty: a GPU
 # STEPS="1 2 3 5 10 20 50"
 # Finished trainings and cells are not repeated: with checkpoints in OUTPUT this makes the tables alone.
 set -euo pipefail
@@ -13,10 +13,8 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 data=$root/data-bin/multi30k_de_en
 output=${1:-$root/runs/ablation}
-updates=${UPDATES:-2400}
+updates=${UPDATES:-1800}
 device=${DEVICE---cpu}
-precision=
-[[ -n $device ]] || precision="--autocast bf16"
 read -ra steps <<< "${STEPS:-1 2 3 5 10 20 50}"
 read -ra seeds <<< "${SEEDS:-1}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
@@ -26,8 +24,8 @@ bash "$root/examples/translation/multi30k/prepare.sh"
 fastdiss-ablate "$data" --output "$output" --jobs "${JOBS:-2}" --seeds "${seeds[@]}" --train "\
     --arch ${ARCH:-fastdiss_tiny} --optimizer adam --adam-betas '(0.9,0.98)' --lr 2e-3 --clip-norm 1 \
     --lr-scheduler polynomial_decay --total-num-update $updates --warmup-updates $((updates / 6)) \
-    --max-tokens ${MAX_TOKENS:-4000} --max-update $updates --save-interval-updates $((updates / 6)) \
-    --validate-interval 1000 --num-workers 0 --log-interval 50 --log-noise-levels $device $precision"
+    --max-tokens ${MAX_TOKENS:-4000} --max-update $updates --save-interval-updates $((updates / 2)) \
+    --validate-interval 1000 --num-workers 0 --log-interval 50 --log-noise-levels --autocast bf16 $device"
 for system in ar cmlm; do
     [[ -f $output/baselines/${system}_finished ]] && continue
     UPDATES=$updates bash "$root/examples/translation/multi30k/baselines.sh" "$system" "$data" "$output/baselines" $device
@@ -48,8 +46,9 @@ sweep() {
 }
 
 echo "== the decoding rule, on validation"
-sweep valid rule --steps 2 5 20 --estimate direct expected --told-noise-factor 4 8 16
-sweep valid rule --steps 2 5 20 --solver ddim --told-noise-factor 8 16
+sweep valid rule --steps 1 2 5 10 20 --solver mask_predict renoise
+sweep valid rule --steps 2 5 20 --solver renoise --told-noise-factor 4
+sweep valid rule --steps 2 5 20 --solver mask_predict --temperature 0 0.5
 
 echo "== the test set"
 baselines=("ar=$output/baselines/ar_beam5.txt" "ar_beam1=$output/baselines/ar_beam1.txt")

@@ -1,0 +1,75 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fastdiss_fairseq import FastDiSS
+from fastdiss_fairseq.compat import FastDiSSError
+
+BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
+SENTENCES = ["Ein Mann schläft auf einer Bank.", "Zwei Hunde spielen im Schnee.", "Eine Frau mit rotem Hut, die lacht."]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FastDiSS.from_pretrained(BUNDLE)
+
+
+def test_translates_raw_text(model):
+    first, second, third = model.translate(SENTENCES, steps=5)
+    assert "man" in first and "bench" in first and first.endswith(".") and "@@" not in first
+    assert "dogs" in second and "snow" in second
+    assert "woman" in third
+
+
+def test_the_batch_does_not_matter(model):
+    together = model.decode(SENTENCES, steps=3, length_beam=2, noise_beam=2)
+    assert model.decode(SENTENCES[::-1], steps=3, batch_size=1, length_beam=2, noise_beam=2)[::-1] == [
+        [candidate._replace(score=pytest.approx(candidate.score, abs=1e-4)) for candidate in candidates]
+        for candidates in together
+    ]
+
+
+def test_candidates_are_ordered_and_counted(model):
+    for candidates in model.decode(SENTENCES, steps=4, length_beam=3):
+        scores = [candidate.score for candidate in candidates]
+        assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+        assert {candidate.evaluations for candidate in candidates} == {4}
+        assert candidates[0].steps == []
+
+
+def test_the_text_after_each_step(model):
+    best = model.decode(SENTENCES[:1], steps=3, return_steps=True)[0][0]
+    assert len(best.steps) == 3 and best.steps[-1] == best.text
+    assert best.text == model.translate(SENTENCES[:1], steps=3)[0]
+
+
+def test_nothing_and_empty_lines(model):
+    assert model.translate([]) == []
+    assert len(model.translate(["", "   ", "\n"], steps=1)) == 3
+
+
+@pytest.mark.parametrize(
+    "sentences, options, message",
+    [
+        ("one string", {}, "list of strings"),
+        (SENTENCES, {"beam_width": 3}, "unknown generation option.*beam_width"),
+        (SENTENCES, {"steps": 0}, "at least 1"),
+        (SENTENCES, {"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        (SENTENCES, {"decoding_solver": "euler"}, "unknown solver 'euler'"),
+    ],
+)
+def test_wrong_arguments(model, sentences, options, message):
+    with pytest.raises(FastDiSSError, match=message):
+        model.translate(sentences, **options)
+
+
+def test_a_damaged_bundle_is_refused(tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, copy)
+    with open(copy / "codes", "a") as stream:
+        stream.write("x y\n")
+    with pytest.raises(FastDiSSError, match="checksum differs"):
+        FastDiSS.from_pretrained(copy)
+    with pytest.raises(FastDiSSError, match="no bundle"):
+        FastDiSS.from_pretrained(tmp_path)
