@@ -72,6 +72,10 @@ fi
 # The learning rate and the phases of MANS need to know how many updates there will be.
 device=(--cpu --num-workers 0)
 updates=$((minutes * 140))
+if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then  # other CPUs are slower in bfloat16
+    device+=(--autocast bf16)
+    updates=$((minutes * 240))
+fi
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     device=(--autocast bf16)
     updates=$((minutes * 900))

@@ -16,7 +16,7 @@ from ..modules.denoiser import Denoiser, Memory, Target
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
 from ..modules.length import LengthPredictor
-from ..modules.rounding import in_pieces, nearest_token, rounding_loss
+from ..modules.rounding import mean_rows, nearest_token, rounding_loss
 from ..modules.transformer import LayerConfig
 from .config import ARCHITECTURES, FastDiSSConfig, architecture_config
 
@@ -136,21 +136,15 @@ class FastDiSSModel(BaseFairseqModel):
         (``direct``), or ``expected`` or nearest (``rounded``) token embeddings, zero outside the mask."""
         if how == "direct":
             return estimate
-        of_piece = {"expected": self.embedding.expected, "rounded": self.embedding.nearest}[how]
-        with self.precision(estimate.device):
-            pieces = [of_piece(piece) for piece in in_pieces(estimate[mask])]
-        return torch.zeros_like(estimate).index_put((mask,), torch.cat(pieces).type_as(estimate))
+        states, table = self.rounded(estimate[mask])
+        rows = mean_rows(states, table) if how == "expected" else table[nearest_token(states, table)]
+        return torch.zeros_like(estimate).index_put((mask,), rows.type_as(estimate))
 
     def rounded(self, z: Tensor):
         """z (N, D) and the table (V, D) in the precision that logits are computed in."""
         table = self.embedding.table()
         dtype = torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype
         return z.to(dtype), table.to(dtype)
-
-    def token_logits(self, z: Tensor) -> Tensor:
-        """Scores of all tokens at z (..., D): (..., V)."""
-        with self.precision(z.device):
-            return self.embedding.logits(z)
 
     def forward(self, src_tokens: Tensor, target: Tensor, plan: TrainingPlan) -> TrainingOutput:
         """One training step; the only entry, so that data parallel sees every gradient.

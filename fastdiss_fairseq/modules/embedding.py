@@ -7,8 +7,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rounding import mean_rows
-
 
 class LatentEmbedding(nn.Module):
     """The table E whose rows are z_0, layer-normalised so that every coordinate has unit variance.
@@ -29,23 +27,9 @@ class LatentEmbedding(nn.Module):
         """(..., T) ids to (..., T, D) float32."""
         return self._normalise(F.embedding(tokens, self.weight))
 
-    def logits(self, z: Tensor) -> Tensor:
-        """Scores of all tokens at z (..., D): (..., V), in the parameters' precision."""
-        return F.linear(z.type_as(self.weight), self.table())
-
     def table(self) -> Tensor:
         """All rows (V, D), in the parameters' precision."""
         return self._normalise(self.weight).type_as(self.weight)
-
-    def expected(self, z: Tensor) -> Tensor:
-        """The mean row under the softmax of the logits at z (N, D), float32: where z_0 is one of the
-        rows, the estimate of it with the least mean squared error (Dieleman et al., 2022, eq. 6)."""
-        table = self.table()
-        return mean_rows(F.linear(z.type_as(table), table).float(), table)
-
-    def nearest(self, z: Tensor) -> Tensor:
-        """The row nearest to z (N, D), float32."""
-        return self(self.logits(z).argmax(-1))
 
     @staticmethod
     def _normalise(rows: Tensor) -> Tensor:

@@ -52,10 +52,7 @@ class Reading(NamedTuple):
 
 
 def read(states: Tensor, table: Tensor, never: Sequence[int], mean: bool = False) -> Reading:
-    """Tokens, and where asked for mean rows, from the same logits.
-
-    The mean row is the posterior mean that the softmax stands for: where z_0 is one of the rows, the estimate of it
-    with the least mean squared error (Dieleman et al., 2022, eq. 6).
+    """Tokens, and where asked for :func:`mean_rows`, from the same logits.
 
     Args:
         states: (N, D), as in :func:`rounding_loss`.
@@ -69,14 +66,19 @@ def read(states: Tensor, table: Tensor, never: Sequence[int], mean: bool = False
 def _read(states, table, never, mean):
     logits, rows = _logits(states, table), None
     if mean:
-        rows = mean_rows(logits, table)
+        rows = _mean_rows(logits, table)
     logits[:, never] = -float("inf")
     best, tokens = logits.max(-1)
     return tokens, best - logits.logsumexp(-1), rows
 
 
-def mean_rows(logits: Tensor, table: Tensor) -> Tensor:
-    """The rows' mean (N, D), float32, under the softmax of logits (N, V)."""
+def mean_rows(states: Tensor, table: Tensor) -> Tensor:
+    """The table's mean rows (N, D) under the softmax of the logits, float32: where z_0 is one of the rows, the
+    estimate of it with the least mean squared error (Dieleman et al., 2022, eq. 6)."""
+    return torch.cat([_mean_rows(_logits(piece, table), table) for piece in in_pieces(states)])
+
+
+def _mean_rows(logits, table):
     weights = (logits - logits.amax(-1, keepdim=True)).exp_()
     return (weights.type_as(table) @ table).float() / weights.sum(-1, keepdim=True)
 
