@@ -42,7 +42,7 @@ def test_stock_request_and_stock_task_give_the_documented_defaults():
     found = decoding()
     assert found.steps == GenerationConfig().iter_decode_max_iter + 1
     assert (found.length_beam, found.noise_beam, found.choice) == (1, 1, "score")
-    assert (found.sampler.solver, found.sampler.self_conditioning) == ("renoise", "previous")
+    assert (found.sampler.solver, found.sampler.self_conditioning) == ("mask_predict", "previous")
     factor = NET.process.noise_factor
     assert (found.sampler.noise_factor, found.sampler.told_noise_factor) == (factor, TOLD_RATIO * factor)
     assert found.sampler.trained == NET.process
@@ -300,7 +300,7 @@ def test_candidates_cover_the_likeliest_lengths_with_each_seed():
 
 def test_every_length_is_decoded_with_every_seed():
     """Another length or seed leaves the candidates as they are."""
-    truth = {"decoding_told_noise_factor": NET.process.noise_factor}
+    truth = {"decoding_solver": "renoise", "decoding_told_noise_factor": NET.process.noise_factor}
     many = words(generate(SOURCES, length_beam=2, noise_beam=3, **truth))
     for options in ({"noise_beam": 3}, {"length_beam": 2}, {"noise_beam": 2}):
         for few, several in zip(words(generate(SOURCES, **options, **truth)), many):

@@ -9,7 +9,7 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from ..compat import FastDiSSError
 from ..diffusion.process import Process
-from ..diffusion.sampling import DECODING_SOLVERS, SELF_CONDITIONING, Sampler
+from ..diffusion.sampling import DECODING_SOLVERS, MASK_PREDICT, SELF_CONDITIONING, Sampler
 from ..models.config import option
 
 CHOICES = ("score", "mbr", "ar")
@@ -28,7 +28,7 @@ class DecodingConfig(FairseqDataclass):
         None, "network evaluations K (default: --iter-decode-max-iter + 1, fairseq's convention)"
     )
     decoding_solver: ChoiceEnum(list(DECODING_SOLVERS)) = option(
-        "renoise",
+        MASK_PREDICT,
         "how a step moves z; mask_predict: a step takes the tokens it is most certain of as known and begins anew "
         "with the others (for it noise factors do not matter)",
     )
