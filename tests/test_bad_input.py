@@ -43,6 +43,8 @@ def test_generate(data, checkpoint, options, words):
         (["--mans-scale", "0.5,2,3"], "at least 1"),
         (["--max-update", "0", "--max-epoch", "1"], "--max-update"),
         (["--scp-hops", "3"], "hops"),
+        (["--mixed-times", "1.5"], "--mixed-times must be a probability"),
+        (["--self-conditioning-prob", "-0.1"], "--self-conditioning-prob must be a probability"),
         (["--scp-rule", "near"], "invalid choice"),
         (["--noise-schedule", "square"], "invalid choice"),
         (["--noise-factor", "-1"], "--noise-factor"),

@@ -81,6 +81,10 @@ class FastDiSSLoss(FairseqCriterion):
     def __init__(self, cfg: FastDiSSLossConfig, task):
         super().__init__(task)
         self.cfg = cfg
+        for name in ("self_conditioning_prob", "mixed_times"):
+            if not 0 <= getattr(cfg, name) <= 1:
+                flag = "--" + name.replace("_", "-")
+                raise FastDiSSError(f"{flag} must be a probability from 0 to 1, not {getattr(cfg, name)}")
         try:
             self.scp = None if cfg.no_scp else perturbation_from(cfg)
             self.phases = None if cfg.no_mans else phases_from(cfg)
