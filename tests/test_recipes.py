@@ -1,4 +1,4 @@
-"""The IWSLT14 recipe, on a small archive of the publisher's layout."""
+"""Recipes whose data is not at hand in every place, on small files of the publishers' layout."""
 
 import io
 import json
@@ -45,14 +45,26 @@ def write_archive(path, files):
     return path
 
 
-def prepare(destination, *options, **environment):
-    script = ROOT / "examples" / "translation" / "iwslt14" / "prepare.sh"
+def prepare(recipe, destination, *options, root=ROOT, **environment):
     return subprocess.run(
-        ["bash", str(script), str(destination), *options],
+        ["bash", str(root / "examples" / recipe / "prepare.sh"), str(destination), *options],
         capture_output=True,
         encoding="utf-8",
         env={**os.environ, "PYTHON": sys.executable, **{name: str(value) for name, value in environment.items()}},
     )
+
+
+def checkout(folder, recipe):
+    """A checkout with one recipe and no data."""
+    folder.mkdir()
+    (folder / "scripts").symlink_to(ROOT / "scripts")
+    script = folder / "examples" / recipe / "prepare.sh"
+    script.parent.mkdir(parents=True)
+    script.write_bytes((ROOT / "examples" / recipe / "prepare.sh").read_bytes())
+    return folder
+
+
+IWSLT14, BIBLE = "translation/iwslt14", "simplification/bible"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +75,7 @@ def archive(tmp_path_factory):
 @pytest.mark.parametrize("source, target", [("de", "en"), ("en", "de")])
 def test_the_archive_becomes_a_data_folder(archive, tmp_path, source, target):
     out = tmp_path / "out"
-    done = prepare(out, "--merges", "50", IWSLT14=archive, SOURCE_LANG=source, TARGET_LANG=target)
+    done = prepare(IWSLT14, out, "--merges", "50", IWSLT14=archive, SOURCE_LANG=source, TARGET_LANG=target)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "extracted: train 69, valid 3, test 10" in done.stdout  # of 70 lines, a title and a description
     raw = {
@@ -95,25 +107,15 @@ def broken(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["lacks", "lines of de", "damaged", "IWSLT14 names no file"])
 def test_a_wrong_archive_is_one_line_and_leaves_nothing(kind, tmp_path):
-    done = prepare(tmp_path / "out", IWSLT14=broken(kind, tmp_path))
+    done = prepare(IWSLT14, tmp_path / "out", IWSLT14=broken(kind, tmp_path))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert kind in done.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
 def test_a_download_cut_short_is_removed(archive, tmp_path):
-    whole = tmp_path / "de-en.tgz"
-    whole.write_bytes(archive.read_bytes())
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
-    recipe = tmp_path / "examples" / "translation" / "iwslt14"
-    recipe.mkdir(parents=True)
-    (recipe / "prepare.sh").write_bytes((ROOT / "examples" / "translation" / "iwslt14" / "prepare.sh").read_bytes())
-    run = lambda: subprocess.run(
-        ["bash", str(recipe / "prepare.sh"), str(tmp_path / "out"), "--merges", "50"],
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHON": sys.executable, "IWSLT14_URL": f"file://{whole}"},
-    )
+    root, whole = checkout(tmp_path / "checkout", IWSLT14), tmp_path / "de-en.tgz"
+    run = lambda: prepare(IWSLT14, tmp_path / "out", "--merges", "50", root=root, IWSLT14_URL=f"file://{whole}")
     whole.write_bytes(archive.read_bytes()[:-100])
     done = run()
     assert done.returncode == 1 and "cut short" in done.stderr and not (tmp_path / "out").exists()
@@ -121,3 +123,37 @@ def test_a_download_cut_short_is_removed(archive, tmp_path):
     done = run()
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "stats.json").is_file()
+
+
+@pytest.fixture
+def bible(tmp_path):
+    """Files as the publisher names them."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for name, number in (("Train", 30), ("Dev", 3), ("Test", 4)):
+        for side, words in (("sourc", "And he saith"), ("tgt", "And he said")):
+            lines = "".join(f"{words} {name} {i}, {'so ' * (i % 3)}it is.\n" for i in range(number))
+            (folder / f"{name}.{side}").write_text(lines)
+    return folder
+
+
+def test_the_bible_is_downloaded_once(bible, tmp_path):
+    root = checkout(tmp_path / "checkout", BIBLE)
+    done = prepare(BIBLE, tmp_path / "out", "--merges", "50", root=root, BIBLE_URL=f"file://{bible}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("downloading") == 6
+    stats = json.loads((tmp_path / "out" / "stats.json").read_text())
+    assert {name: counts["read"] for name, counts in stats["pairs"].items()} == {"train": 30, "valid": 3, "test": 4}
+    assert (tmp_path / "out" / "raw" / "test.bbe").read_text() == (bible / "Test.tgt").read_text().replace("  ", " ")
+    again = prepare(BIBLE, tmp_path / "out", "--merges", "50", root=root, BIBLE_URL="file:///nowhere")
+    assert again.returncode == 0 and "reused as it is" in again.stdout
+
+
+def test_the_bible_without_files(bible, tmp_path):
+    root = checkout(tmp_path / "checkout", BIBLE)
+    (bible / "Dev.tgt").unlink()
+    done = prepare(BIBLE, tmp_path / "out", root=root, BIBLE_URL=f"file://{bible}")
+    assert done.returncode == 1 and "cannot download" in done.stderr.strip().splitlines()[-1]
+    done = prepare(BIBLE, tmp_path / "out", BIBLE=tmp_path / "nowhere")
+    assert done.returncode == 1 and "BIBLE names no folder" in done.stderr
+    assert not (tmp_path / "out").exists()
