@@ -38,12 +38,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def slim(state: dict, half: bool) -> dict:
-    """What decoding needs of a checkpoint: options without paths, and weights."""
+    """What decoding needs of a checkpoint: options without paths or autocast, and weights."""
     cfg = state["cfg"]
     with open_dict(cfg):
         cfg["task"]["data"] = ""
         cfg["common"]["user_dir"] = "fastdiss_fairseq"
         cfg["common"]["tensorboard_logdir"] = None
+        cfg["model"]["autocast"] = "none"  # how it was trained; many CPUs are slow in bfloat16
         cfg["checkpoint"]["save_dir"] = "checkpoints"
         cfg["checkpoint"]["restore_file"] = "checkpoint_last.pt"
     weights = {
