@@ -37,7 +37,7 @@ class FastDiSS:
     Args:
         model: a FastDiSS model, on the device that it is to run on.
         task: the fairseq task with its dictionaries.
-        source_language, target_language: for the Moses tokeniser.
+        source_language, target_language: of the text, for the Moses tokeniser.
         codes: file of BPE codes; None: text comes and goes as the model's tokens, separated by spaces.
     """
 
@@ -66,7 +66,8 @@ class FastDiSS:
             [str(folder / WEIGHTS)], arg_overrides=overrides
         )
         codes = folder / "codes"
-        return cls(models[0].float().to(device), task, *pair, codes if codes.is_file() else None)
+        languages = description.get("tokenizer_langs", pair)
+        return cls(models[0].float().to(device), task, *languages, codes if codes.is_file() else None)
 
     def translate(self, sentences: Sequence[str], steps: int = 5, **options) -> List[str]:
         """The best candidate of each sentence; options as in :meth:`decode`."""

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def test_nothing_and_empty_lines(model):
 def test_wrong_arguments(model, sentences, options, message):
     with pytest.raises(FastDiSSError, match=message):
         model.translate(sentences, **options)
+
+
+def test_the_text_is_tokenised_as_the_training_text_was(tmp_path):
+    """Not as the name of the data's language says, which may be none that Moses knows."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, copy)
+    description = json.loads((copy / "bundle.json").read_text())
+    assert description["tokenizer_langs"] == ["de", "en"]
+    (copy / "bundle.json").write_text(json.dumps({**description, "tokenizer_langs": ["en", "en"]}))
+    assert FastDiSS.from_pretrained(copy).tokenizer.encode("It's") == "It &apos;s"
 
 
 def test_a_damaged_bundle_is_refused(tmp_path):

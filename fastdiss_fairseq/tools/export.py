@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import List, Optional
 
 import torch
 from omegaconf import OmegaConf, open_dict
@@ -80,6 +81,7 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dic
     description = {
         "source_lang": languages[0],
         "target_lang": languages[1],
+        "tokenizer_langs": tokenizer_languages(data) or languages,
         "arch": state["cfg"]["model"]["_name"],
         "updates": state["optimizer_history"][-1]["num_updates"],
         "parameters": sum(value.numel() for value in state["model"].values()),
@@ -88,6 +90,14 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dic
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return description
+
+
+def tokenizer_languages(data: Path) -> Optional[List[str]]:
+    """The languages that the text was tokenised as, where ``scripts/prepare_pairs.py`` wrote them down."""
+    try:
+        return json.loads((data / "stats.json").read_text(encoding="utf-8"))["settings"]["tokenizer_langs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def verify(folder: Path) -> None:
