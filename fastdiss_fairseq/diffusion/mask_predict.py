@@ -1,7 +1,7 @@
 """Decoding by confidence: each step takes some tokens as known (t = 0) and begins anew with the others (t = 1).
 
 Mask-predict (Ghazvininejad et al., 2019) with pure noise in the place of the mask.  It needs a network that was
-trained on sentences of known and unknown tokens (:func:`fastdiss_fairseq.diffusion.training.times`).
+trained on sentences of known and unknown tokens (:class:`fastdiss_fairseq.diffusion.times.Times`).
 """
 
 from typing import Callable, List, NamedTuple, Tuple

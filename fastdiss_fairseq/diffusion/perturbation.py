@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .noise import fold, gaussian, uniform
 from .process import Process
+from .times import Times
 
 #: ``denoise(z, t, z_bar) -> z_0 estimate``, all (B, T, D) with t (B, 1) or (B, T).
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -67,21 +68,25 @@ class Perturbation:
         return COUPLINGS[self.coupling](z_0, z_t, t, later, noise, process)
 
     def estimate(
-        self, denoise: Denoise, z_0: Tensor, z_t: Tensor, t: Tensor, key: Tensor, process: Process
+        self, denoise: Denoise, z_0: Tensor, z_t: Tensor, times: Times, key: Tensor, process: Process
     ) -> Tuple[Tensor, Tensor]:
         """The self-conditioning estimate for z_t, as decoding with few steps would have it.
 
         Returns:
-            the estimate (B, T, D), and t' (the shape of t).
+            the estimate (B, T, D), and t' (the shape of ``times.tokens``).
         """
-        later = self.later_time(t, fold(key, "scp", 1), process)
-        z_later = self.perturb(z_0, z_t, t, later, fold(key, "scp", 1), process)
+        later, z_later = self._noisier(1, z_0, z_t, times, key, process)
         condition = torch.zeros_like(z_t)
         if self.hops == 2:
-            latest = self.later_time(later, fold(key, "scp", 2), process)
-            z_latest = self.perturb(z_0, z_later, later, latest, fold(key, "scp", 2), process)
-            condition = denoise(z_latest, latest, condition)
-        return denoise(z_later, later, condition), later
+            latest, z_latest = self._noisier(2, z_0, z_later, later, key, process)
+            condition = denoise(z_latest, latest.tokens, condition)
+        return denoise(z_later, later.tokens, condition), later.tokens
+
+    def _noisier(self, hop: int, z_0, z_t, times: Times, key, process) -> Tuple[Times, Tensor]:
+        """Later times and a sample there."""
+        key = fold(key, "scp", hop)
+        later = times.later(lambda t: self.later_time(t, key, process))
+        return later, self.perturb(z_0, z_t, times.tokens, later.tokens, key, process)
 
 
 def coefficients(t: Tensor, later: Tensor, process: Process) -> Tuple[Tensor, Tensor]:

@@ -1,6 +1,54 @@
-"""Grids of decoding times."""
+"""Times of tokens: in training, and the grids of decoding."""
 
-from typing import List
+from typing import Callable, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from .noise import fold, uniform
+
+
+class Times(NamedTuple):
+    """The times of a batch's target tokens.
+
+    Attributes:
+        tokens: (B, 1) or (B, T).
+        level: (B, 1) the sentence's time; where it is mixed, the share of its tokens that are unknown.
+        mixed: (B, 1) True at sentences whose tokens are known (t = 0) or unknown (t = 1); None: nowhere.
+        rank: (B, T) a mixed sentence's token is unknown where its rank lies below the level.
+    """
+
+    tokens: Tensor
+    level: Tensor
+    mixed: Optional[Tensor] = None
+    rank: Optional[Tensor] = None
+
+    @classmethod
+    def draw(cls, key: Tensor, length: int, mixed: float = 0.0) -> "Times":
+        """t ~ U(0, 1) of each sentence; a share of ``mixed`` has known and unknown tokens instead, as a
+        masked language model.  ``key``: (B,)."""
+        level = uniform(fold(key, "time")).unsqueeze(1)
+        if mixed == 0:
+            return cls(level, level)
+        rank = uniform(fold(key.unsqueeze(1), "unknown", torch.arange(length, device=key.device)))
+        which = (uniform(fold(key, "mixed")) < mixed).unsqueeze(1)
+        return cls(level, level, which, rank)._with_unknown()
+
+    def later(self, advance: Callable[[Tensor], Tensor]) -> "Times":
+        """Times behind these, by ``advance`` (t -> t' >= t): a sentence that has one time, or its tokens
+        times of their own, goes there; in a mixed sentence more tokens become unknown, as many as its
+        level at t' says, for that is how an earlier step of decoding sees it."""
+        return self._replace(tokens=advance(self.tokens), level=advance(self.level))._with_unknown()
+
+    def select(self, rows: Tensor) -> "Times":
+        """The sentences ``rows``."""
+        return Times(*(part if part is None else part[rows] for part in self))
+
+    def _with_unknown(self) -> "Times":
+        if self.mixed is None:
+            return self
+        unknown = (self.rank < self.level).to(self.level.dtype)
+        return self._replace(tokens=torch.where(self.mixed, unknown, self.tokens))
 
 
 def uniform_grid(steps: int) -> List[float]:

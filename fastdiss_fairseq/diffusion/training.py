@@ -10,6 +10,7 @@ from .noise import fold, gaussian, uniform
 from .noise_scaling import token_times
 from .perturbation import Perturbation
 from .process import Process
+from .times import Times
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,6 @@ class TrainingPass(NamedTuple):
     gap: Tensor
 
 
-def times(plan: TrainingPlan, length: int) -> Tensor:
-    """t ~ U(0, 1) of each sentence, (B, 1); where the plan mixes times (B, T): in a mixed sentence each
-    token is unknown (1) with the probability t and otherwise known (0), as in a masked language model."""
-    t = uniform(fold(plan.key, "time")).unsqueeze(1)
-    if plan.mixed_times == 0:
-        return t
-    mixed = uniform(fold(plan.key, "mixed")) < plan.mixed_times
-    positions = torch.arange(length, device=t.device)
-    unknown = uniform(fold(plan.key.unsqueeze(1), "unknown", positions)) < t
-    return torch.where(mixed.unsqueeze(1), unknown.to(t.dtype), t)
-
-
 def training_pass(
     denoise: Callable[..., Tensor],
     is_correct: Callable[[Tensor], Tensor],
@@ -79,7 +68,8 @@ def training_pass(
         mask: (B, T), True at real tokens.
         refine: ``(estimate, rows) -> estimate``, what self-conditioning gets.
     """
-    t = times(plan, z_0.size(1))
+    times = Times.draw(plan.key, z_0.size(1), plan.mixed_times)
+    t = times.tokens
     conditioned = uniform(fold(plan.key, "self-conditioning")) < plan.self_conditioning
     noise = gaussian(fold(plan.key, "noise"), *z_0.shape[1:])
     z_t, token_t, moved, first = process.diffuse(z_0, t, noise), t, None, None
@@ -88,23 +78,30 @@ def training_pass(
             first = denoise(z_t, t, torch.zeros_like(z_t), None)
             moved = is_correct(first) & (t > 0)  # known tokens stay known
             token_t = token_times(t, moved, plan.beta)
+            times = times._replace(tokens=token_t)
         z_t = process.diffuse(z_0, token_t, noise)
     with torch.no_grad():
-        z_bar, later = _self_condition(denoise, z_0, z_t, token_t, conditioned, first, plan, process, refine)
+        z_bar, later = _self_condition(denoise, z_0, z_t, times, conditioned, first, plan, process, refine)
         gap = ((later - token_t) * mask).sum(1) / mask.sum(1)
     estimate = denoise(z_t, token_t, z_bar, None)
     return TrainingPass(estimate, t, token_t, moved, conditioned, gap.sum())
 
 
-def _self_condition(denoise, z_0, z_t, t, conditioned, first, plan, process, refine):
+def _self_condition(denoise, z_0, z_t, times, conditioned, first, plan, process, refine):
     """z_bar (B, T, D), zero for sentences without an estimate, and the times t' they were made at."""
     rows = conditioned.nonzero().squeeze(1)
-    z_bar, later = torch.zeros_like(z_t), t
+    t = later = times.tokens
+    z_bar = torch.zeros_like(z_t)
     if len(rows) == 0:
         return z_bar, later
     if plan.scp is not None:
         estimate, made_at = plan.scp.estimate(
-            lambda z, s, c: denoise(z, s, c, rows), z_0[rows], z_t[rows], t[rows], plan.key[rows], process
+            lambda z, s, c: denoise(z, s, c, rows),
+            z_0[rows],
+            z_t[rows],
+            times.select(rows),
+            plan.key[rows],
+            process,
         )
         later = t.index_copy(0, rows, made_at)
     elif first is not None:

@@ -6,15 +6,14 @@ import torch
 from fastdiss_fairseq.diffusion.noise import fold, gaussian
 from fastdiss_fairseq.diffusion.perturbation import COUPLINGS, RULES, Perturbation, coefficients
 from fastdiss_fairseq.diffusion.process import Process
+from fastdiss_fairseq.diffusion.times import Times
 
 BATCH = 1000
 KEY = fold(torch.arange(BATCH), "test")
 T = torch.linspace(0.001, 1, BATCH).unsqueeze(1)
 PROCESS = Process("sqrt", 4.0)
 
-every_process = pytest.mark.parametrize(
-    "process", [PROCESS, Process("cosine", 1.0), Process("linear", 2.0)], ids=str
-)
+every_process = pytest.mark.parametrize("process", [PROCESS, Process("cosine", 1.0), Process("linear", 2.0)], ids=str)
 
 
 @every_process
@@ -126,7 +125,7 @@ def estimate(rows=slice(None), **options):
     z_t = PROCESS.diffuse(z_0, T, gaussian(fold(KEY, "noise"), 3, 2))
     denoise = Recorder()
     scp = Perturbation(**options)
-    return denoise, scp.estimate(denoise, z_0[rows], z_t[rows], T[rows], KEY[rows], PROCESS)
+    return denoise, scp.estimate(denoise, z_0[rows], z_t[rows], Times(T[rows], T[rows]), KEY[rows], PROCESS)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -165,8 +164,10 @@ def test_two_hops_draw_noise_of_their_own():
         noises.append((z - PROCESS.alpha(t).unsqueeze(-1) * z_0) / PROCESS.sigma(t).unsqueeze(-1))
     correlation = torch.corrcoef(torch.stack([noise.flatten() for noise in noises]))[0, 1]
     assert abs(correlation) < 5 / math.sqrt(z_0.numel())
-    two_hop_gaps = [(t - before).flatten() / (1 - before).flatten().clamp(min=1e-3)
-                    for (_, t, *_), before in zip(denoise.calls, (denoise.calls[1][1], T))]
+    two_hop_gaps = [
+        (t - before).flatten() / (1 - before).flatten().clamp(min=1e-3)
+        for (_, t, *_), before in zip(denoise.calls, (denoise.calls[1][1], T))
+    ]
     assert abs(torch.corrcoef(torch.stack(two_hop_gaps))[0, 1]) < 0.2
 
 

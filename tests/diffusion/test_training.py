@@ -5,7 +5,8 @@ from fastdiss_fairseq.diffusion.noise import fold, gaussian, uniform
 from fastdiss_fairseq.diffusion.noise_scaling import PhaseTable
 from fastdiss_fairseq.diffusion.perturbation import Perturbation
 from fastdiss_fairseq.diffusion.process import Process
-from fastdiss_fairseq.diffusion.training import TrainingPlan, times, training_pass
+from fastdiss_fairseq.diffusion.times import Times
+from fastdiss_fairseq.diffusion.training import TrainingPlan, training_pass
 
 B, LENGTH, D = 12, 5, 4
 KEY = fold(torch.arange(B), "test")
@@ -188,18 +189,36 @@ def test_times_and_conditioning_are_spread_as_asked():
 
 def test_mixed_times_are_known_or_unknown_at_the_sentences_rate():
     key = fold(torch.arange(4000), "mixed times")
-    plain, mixed = times(TrainingPlan(key), 50), times(TrainingPlan(key, mixed_times=0.5), 50)
+    plain, mixed = Times.draw(key, 50).tokens, Times.draw(key, 50, 0.5).tokens
     shared = (mixed == plain).all(1)
     assert shared.float().mean().item() == pytest.approx(0.5, abs=0.03)
     assert set(mixed[~shared].unique().tolist()) == {0.0, 1.0}
     rate = mixed[~shared].mean(1)
     assert (rate - plain[~shared].squeeze(1)).abs().mean() < 0.1
-    assert (times(TrainingPlan(key, mixed_times=1.0), 50) != plain).all(1).all()
+    assert (Times.draw(key, 50, 1.0).tokens != plain).all(1).all()
 
 
 def test_mixed_times_do_not_depend_on_the_length():
-    plan = TrainingPlan(KEY, mixed_times=1.0)
-    assert torch.equal(times(plan, 9)[:, :5], times(plan, 5))
+    assert torch.equal(Times.draw(KEY, 9, 1.0).tokens[:, :5], Times.draw(KEY, 5, 1.0).tokens)
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.25, 2.0])
+def test_later_a_mixed_sentence_has_more_unknown_tokens_and_others_more_noise(gap):
+    times = Times.draw(fold(torch.arange(4000), "later"), 50, 0.5)
+    later, mixed = times.later(lambda t: (t + gap).clamp(max=1)), times.mixed.squeeze(1)
+    assert torch.equal(later.tokens[~mixed], (times.level[~mixed] + gap).clamp(max=1).expand(-1, 50))
+    assert set(later.tokens[mixed].unique().tolist()) <= {0.0, 1.0}
+    assert (later.tokens >= times.tokens).all()
+    rate = later.tokens[mixed].mean(1, keepdim=True)
+    assert (rate - (times.level[mixed] + gap).clamp(max=1)).abs().mean() < 0.07
+
+
+def test_scp_makes_a_mixed_sentences_estimate_with_fewer_tokens_known():
+    """As in decoding by confidence: what is known now was in part unknown when the estimate was made."""
+    network, found = run(TrainingPlan(KEY, 1.0, Perturbation(budgets=(2,)), mixed_times=1.0))
+    (_, later, _, _, _), (z, now, _, _, _) = network.calls
+    assert set(later.unique().tolist()) <= {0.0, 1.0}
+    assert (later >= now).all() and (later > now).any() and torch.equal(now, found.t)
 
 
 @pytest.mark.parametrize("scp", [None, Perturbation(), Perturbation("uniform", "fresh", 2)])
