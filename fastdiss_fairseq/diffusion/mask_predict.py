@@ -1,4 +1,5 @@
-"""Decoding by confidence: each step takes some tokens as known (t = 0) and begins anew with the others (t = 1).
+"""Decoding by confidence: each step takes some tokens as known (t = 0) and begins anew with the others (t = 1),
+first of all with repetitions.
 
 Mask-predict (Ghazvininejad et al., 2019) with pure noise in the place of the mask.  It needs a network that was
 trained on sentences of known and unknown tokens (:class:`fastdiss_fairseq.diffusion.times.Times`).
@@ -8,6 +9,7 @@ from typing import Callable, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .noise import fold, gaussian
 from .sampling import Sampler
@@ -75,11 +77,20 @@ def mask_predict(
         if index + 1 == steps or not going.any():
             break
         rows, z_bar = rows[going], z_bar[going]
-        unknown = least_confident(log_probs[rows], mask[rows], steps - index - 1, steps)
+        confidence = log_probs[rows].masked_fill(repeated(tokens[rows], log_probs[rows]), -float("inf"))
+        unknown = least_confident(confidence, mask[rows], steps - index - 1, steps)
         known = embed(tokens[rows])
         noise = gaussian(fold(key[rows], "step", index), *shape) * noise_scale
         z = torch.where(unknown.unsqueeze(-1), noise, known * sampler.trained.alpha(start))
     return Prediction(tokens, log_probs, taken, history)
+
+
+def repeated(tokens: Tensor, log_probs: Tensor) -> Tensor:
+    """True at the less certain of two equal neighbours (the later one where they are level): positions predicted in
+    parallel say the same word twice for want of knowing of each other, and are worth a second look."""
+    same = tokens[..., 1:] == tokens[..., :-1]
+    later = same & (log_probs[..., 1:] <= log_probs[..., :-1])
+    return pad(later, (1, 0)) | pad(same & ~later, (0, 1))
 
 
 def least_confident(log_probs: Tensor, mask: Tensor, numerator: int, denominator: int) -> Tensor:

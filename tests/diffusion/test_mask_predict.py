@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastdiss_fairseq.diffusion.mask_predict import least_confident, mask_predict
+from fastdiss_fairseq.diffusion.mask_predict import least_confident, mask_predict, repeated
 from fastdiss_fairseq.diffusion.noise import fold, uniform
 from fastdiss_fairseq.diffusion.process import Process
 from fastdiss_fairseq.diffusion.sampling import Sampler
@@ -96,6 +96,23 @@ def test_padding_is_never_known_before_a_real_token():
     log_probs = -torch.rand(S, C, T, generator=torch.Generator().manual_seed(3))
     unknown = least_confident(log_probs, mask, 1, 2)
     assert torch.equal(unknown.sum(-1), mask.sum(-1) // 2) and not unknown[~mask].any()
+
+
+def test_the_less_certain_of_two_equal_neighbours_is_repeated():
+    tokens = torch.tensor([[5, 5, 7, 7, 7, 5], [1, 2, 1, 2, 2, 3]])
+    log_probs = torch.tensor([[-1.0, -2.0, -3.0, -1.0, -2.0, -9.0], [-9.0, -9.0, -9.0, -2.0, -2.0, -1.0]])
+    assert repeated(tokens, log_probs).nonzero().tolist() == [[0, 1], [0, 2], [0, 4], [1, 4]]
+
+
+def test_repetitions_are_unknown_first_however_certain():
+    class Stammering(Run):
+        def read(self, estimate, rows, where):
+            _, log_probs, refined = super().read(estimate, rows, where)
+            return torch.tensor([1, 1, 2, 3, 3, 4]).expand_as(log_probs), log_probs / 9, refined
+
+    unknown = Stammering(steps=2).times[1].bool()
+    assert (unknown[..., 0] | unknown[..., 1]).all() and (unknown[..., 3] | unknown[..., 4]).all()
+    assert (unknown.sum(-1) == 3).all()
 
 
 def test_equal_confidences_are_decided_by_position():
