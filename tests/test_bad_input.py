@@ -39,8 +39,8 @@ def test_generate(data, checkpoint, options, words):
     "options, words",
     [
         (["--mans-scale", "2,3", "--mans-phase", "10,20"], "2 MANS scales need 1"),
-        (["--mans-phase", "20,10", "--mans-start", "0"], "must increase"),
-        (["--mans-scale", "0.5,2,3"], "at least 1"),
+        (["--mans-scale", "2,3,4", "--mans-phase", "20,10", "--mans-start", "0"], "must increase"),
+        (["--mans-scale", "0.5"], "at least 1"),
         (["--max-update", "0", "--max-epoch", "1"], "--max-update"),
         (["--scp-hops", "3"], "hops"),
         (["--mixed-times", "1.5"], "--mixed-times must be a probability"),

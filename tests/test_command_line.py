@@ -122,7 +122,7 @@ def test_hydra_trains_from_the_shipped_configuration(data, tmp_path):
 
 
 def test_resuming_equals_never_stopping(data, tmp_path):
-    through = ["--save-interval-updates", 5, "--mans-start", 2, "--mans-phase", "4,7"]
+    through = ["--save-interval-updates", 5, "--mans-start", 2, "--mans-scale", "2,3,4", "--mans-phase", "4,7"]
     train(data, tmp_path / "whole", *through, "--max-update", 10)
     train(data, tmp_path / "parts", *through, "--max-update", 5)
     train(data, tmp_path / "parts", *through, "--max-update", 10)

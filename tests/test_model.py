@@ -174,12 +174,14 @@ def plan(update=900, **options):
 def test_switches_of_scp_and_mans():
     assert plan(**OFF).scp is None and plan(**OFF).beta == 1
     assert plan(no_mans=True).scp is not None and plan(no_mans=True).beta == 1
-    assert plan(no_scp=True).scp is None and plan(no_scp=True).beta == 4
+    assert plan(no_scp=True).scp is None and plan(no_scp=True).beta == 2
     assert plan().scp.rule == "budget" and plan().scp.budgets == (2, 3, 5, 10, 20)
 
 
 def test_phases_of_mans_are_fractions_of_the_run():
-    assert [plan(update).beta for update in (0, 249, 250, 499, 500, 749, 750)] == [1, 1, 2, 2, 3, 3, 4]
+    table = {"mans_scale": [2.0, 3.0, 4.0], "mans_phase": [0.5, 0.75], "mans_start": 0.25}
+    assert [plan(n, **table).beta for n in (0, 249, 250, 499, 500, 749, 750)] == [1, 1, 2, 2, 3, 3, 4]
+    assert [plan(n).beta for n in (0, 749, 750, 999)] == [1, 1, 2, 2]
 
 
 def test_plans_keys_change_with_the_update_the_seed_and_the_sentence():
@@ -220,8 +222,8 @@ def test_scp_reports_its_gap():
     [
         ({"scp_hops": 3}, "hops"),
         ({"scp_budgets": [0]}, "budgets"),
-        ({"mans_scale": [2.0]}, "boundaries"),
-        ({"mans_phase": [0.9, 0.1]}, "increase"),
+        ({"mans_scale": [2.0, 3.0]}, "boundaries"),
+        ({"mans_scale": [2.0, 3.0, 4.0], "mans_phase": [0.9, 0.1]}, "increase"),
         ({"max_update": 0}, "--max-update"),
     ],
 )

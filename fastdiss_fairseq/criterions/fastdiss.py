@@ -54,13 +54,13 @@ class FastDiSSLossConfig(FairseqDataclass):
     scp_lambda: float = option(1.0, "lambda of the rule 'gamma'")
     no_mans: bool = option(False, "switch off MANS, model-aware noise scaling")
     mans_scale: List[float] = field(
-        default_factory=lambda: [2.0, 3.0, 4.0], metadata={"help": "MANS scale beta in each phase"}
+        default_factory=lambda: [2.0], metadata={"help": "MANS scale beta in each phase"}
     )
     mans_phase: List[float] = field(
-        default_factory=lambda: [0.5, 0.75],
-        metadata={"help": "where phases begin, in updates; up to 1: fractions of --max-update"},
+        default_factory=list,
+        metadata={"help": "where the second and later phases begin, in updates; up to 1: fractions of --max-update"},
     )
-    mans_start: float = option(0.25, "where the first MANS phase begins (before: beta = 1); as --mans-phase")
+    mans_start: float = option(0.75, "where the first MANS phase begins (before: beta = 1); as --mans-phase")
     diffusion_loss_weight: float = option(1.0, "weight of the diffusion loss ||estimate - z_0||^2")
     rounding: ChoiceEnum(["anchor", "exact"]) = option(
         "anchor", "the rounding loss' softmax is taken at the estimate (anchor) or at z_0 (exact)"
