@@ -47,42 +47,52 @@ def mask_predict(
         mask: (S, C, T), True at real positions.
         dim: D.
         sampler: of which the trained process, the temperature and the self-conditioning count.
-        early_exit: stop a sentence when a step changed none of its candidates' tokens.
+        early_exit: a sentence skips a step that would look again at no fewer positions than its last one, if
+            that changed none of its candidates' tokens.
     """
     shape, start, end = (mask.size(2), dim), *torch.tensor([0.0, 1.0], device=mask.device)
     noise_scale = sampler.trained.sigma(end) * sampler.temperature
-    rows, unknown = torch.arange(len(key), device=key.device), mask
-    taken, history = torch.zeros_like(rows), []
     tokens, log_probs = torch.zeros_like(mask, dtype=torch.long), torch.zeros_like(mask, dtype=torch.float)
-    z = gaussian(fold(key, "start"), *shape) * noise_scale
-    known = z_bar = torch.zeros_like(z)
-
-    def look(z_bar):
-        estimate = denoise(z, unknown.to(z.dtype), z_bar, rows)
-        found, found_log_probs, refined = read(estimate, rows, unknown)
-        return found, found_log_probs, torch.where(unknown.unsqueeze(-1), refined, known)
+    unknown, z_bar, history = mask.clone(), torch.zeros(*mask.shape, dim, device=mask.device), []
+    rows = torch.arange(len(key), device=key.device)
+    taken, settled = torch.zeros_like(rows), rows < 0
 
     for index in range(steps):
-        if sampler.self_conditioning != "previous":
-            z_bar = torch.zeros_like(z)
-        if sampler.self_conditioning == "recompute":
-            z_bar = look(z_bar)[2]
-        found, found_log_probs, z_bar = look(z_bar)
-        before = tokens[rows]
-        tokens[rows] = torch.where(unknown, found, before)
-        log_probs[rows] = torch.where(unknown, found_log_probs, log_probs[rows])
-        taken[rows] = index + 1
+        if index:
+            confidence = log_probs.masked_fill(repeated(tokens, log_probs), -float("inf"))
+            doubtful = least_confident(confidence, mask, steps - index, steps)
+            if early_exit:
+                rows = worth_a_step(doubtful, unknown, settled).nonzero().squeeze(1)
+            unknown[rows] = doubtful[rows]
+        if len(rows):
+            before, look_at = tokens[rows], unknown[rows]
+            known = embed(before)
+            stream = ("step", index - 1) if index else ("start",)
+            noise = gaussian(fold(key[rows], *stream), *shape) * noise_scale
+            z = torch.where(look_at.unsqueeze(-1), noise, known * sampler.trained.alpha(start))
+
+            def look(condition):
+                estimate = denoise(z, look_at.to(z.dtype), condition, rows)
+                found, found_log_probs, refined = read(estimate, rows, look_at)
+                return found, found_log_probs, torch.where(look_at.unsqueeze(-1), refined, known)
+
+            condition = z_bar[rows] if sampler.self_conditioning == "previous" else torch.zeros_like(z)
+            if sampler.self_conditioning == "recompute":
+                condition = look(condition)[2]
+            found, found_log_probs, z_bar[rows] = look(condition)
+            tokens[rows] = torch.where(look_at, found, before)
+            log_probs[rows] = torch.where(look_at, found_log_probs, log_probs[rows])
+            settled[rows] = (tokens[rows] == before).flatten(1).all(1)
+            taken[rows] += 1
         history.append(tokens.clone())
-        going = (tokens[rows] != before).flatten(1).any(1) if early_exit and index else torch.ones_like(rows) > 0
-        if index + 1 == steps or not going.any():
-            break
-        rows, z_bar = rows[going], z_bar[going]
-        confidence = log_probs[rows].masked_fill(repeated(tokens[rows], log_probs[rows]), -float("inf"))
-        unknown = least_confident(confidence, mask[rows], steps - index - 1, steps)
-        known = embed(tokens[rows])
-        noise = gaussian(fold(key[rows], "step", index), *shape) * noise_scale
-        z = torch.where(unknown.unsqueeze(-1), noise, known * sampler.trained.alpha(start))
     return Prediction(tokens, log_probs, taken, history)
+
+
+def worth_a_step(doubtful: Tensor, unknown: Tensor, settled: Tensor) -> Tensor:
+    """(S,) True where ``doubtful`` positions (S, C, T) remain, unless they are as many as the last step's
+    ``unknown`` ones and it changed no token (``settled``)."""
+    fewer = (doubtful.sum(-1) < unknown.sum(-1)).any(1)
+    return doubtful.flatten(1).any(1) & (fewer | ~settled)
 
 
 def repeated(tokens: Tensor, log_probs: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class DecodingConfig(FairseqDataclass):
         "choose among candidates by mean log-probability, by MBR (BLEU between candidates), or by an "
         "autoregressive model given as second --path entry (also: --iter-decode-with-external-reranker)",
     )
-    early_exit: bool = option(False, "stop a sentence when a step changes no token")
+    early_exit: bool = option(False, "skip steps of a sentence, or stop it, once they change no token")
     decoding_int8: bool = option(False, "on a CPU: int8 linear layers (dynamic quantisation)")
 
 

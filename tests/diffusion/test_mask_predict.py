@@ -128,7 +128,25 @@ def test_sentences_do_not_depend_on_each_other():
         assert torch.equal(alone.tokens[0], together.tokens[i])
 
 
-def test_early_exit_stops_what_no_longer_changes():
-    stopped = Run(steps=5, same_tokens=True, early_exit=True)
-    assert stopped.result.steps.tolist() == [2] * S and len(stopped.times) == 2
-    assert torch.equal(stopped.result.tokens, Run(steps=5, same_tokens=True).result.tokens)
+def test_early_exit_skips_looking_again_at_what_no_longer_changes():
+    run = Run(steps=12, same_tokens=True, early_exit=True)
+    assert [int(t.sum()) // (S * C) for t in run.times] == [6, 5, 4, 3, 2, 1]
+    assert run.result.steps.tolist() == [6] * S and len(run.result.history) == 12
+    assert torch.equal(run.result.tokens, Run(steps=12, same_tokens=True).result.tokens)
+
+
+def test_early_exit_goes_on_with_what_changes():
+    run = Run(steps=12, early_exit=True)
+    assert run.result.steps.tolist() == [11] * S  # the twelfth looks at nothing
+    assert torch.equal(run.result.tokens, Run(steps=12).result.tokens)
+
+
+def test_early_exit_is_each_sentences_own():
+    class Mixed(Run):
+        def read(self, estimate, rows, where):
+            tokens, log_probs, refined = super().read(estimate, rows, where)
+            return torch.where(rows.view(-1, 1, 1) == 0, torch.arange(T), tokens), log_probs, refined
+
+    run = Mixed(steps=12, early_exit=True)
+    assert run.result.steps.tolist() == [6, 11, 11]
+    assert torch.equal(run.result.tokens, Mixed(steps=12).result.tokens)
