@@ -157,3 +157,50 @@ def test_the_bible_without_files(bible, tmp_path):
     done = prepare(BIBLE, tmp_path / "out", BIBLE=tmp_path / "nowhere")
     assert done.returncode == 1 and "BIBLE names no folder" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+BASELINES = ("ar", "nat", "inat", "cmlm", "levt", "insertion")
+
+
+def script(name, *arguments, **environment):
+    variables = {**os.environ, "PYTHON": sys.executable, **environment}
+    variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables["PATH"]])
+    line = ["bash", str(ROOT / "examples" / name), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, encoding="utf-8", env=variables)
+
+
+@pytest.mark.slow
+def test_all_systems_stand_in_one_table(archive, tmp_path):
+    """compare.sh trains and decodes FastDiSS and fairseq's models, and repeats nothing when called again."""
+    assert prepare(IWSLT14, tmp_path / "data", "--merges", "50", IWSLT14=archive).returncode == 0
+    options = {"UPDATES": "6", "DEVICE": "--cpu", "STEPS": "1 3", "ITERATIONS": "2", "METRICS": "chrF BLEU"}
+    compare = lambda: script("compare.sh", tmp_path / "data", tmp_path / "out", "standard", *BASELINES, **options)
+    done = compare()
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    results = tmp_path / "out" / "test" / "results.json"
+    found = {(record["system"], record["steps"]) for record in json.loads(results.read_text())}
+    refined = {(name, 2) for name in ("inat", "cmlm", "levt", "insertion")}
+    assert found == {("standard", 1), ("standard", 3), ("ar_beam1", None), ("ar_beam5", None), ("nat", 1), *refined}
+    logs = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/train.log")}
+    assert len(logs) == 7
+    assert compare().returncode == 0
+    assert all(path.read_bytes() == log for path, log in logs.items())
+
+
+@pytest.mark.parametrize(
+    "arguments, environment, message",
+    [
+        (["bert", "data", "out"], {}, "unknown system bert"),
+        (["ar", "data", "out"], {"ARCH": "huge"}, "unknown ARCH huge"),
+        (["ar", "nowhere", "out"], {}, "training ar failed: see"),
+    ],
+)
+def test_wrong_calls_of_baselines_are_one_line(arguments, environment, message, tmp_path):
+    system, data, out = arguments
+    done = script("baselines.sh", system, tmp_path / data, tmp_path / out, **environment)
+    assert done.returncode == 1 and message in done.stderr.strip().splitlines()[-1]
+
+
+def test_compare_needs_a_prepared_folder(tmp_path):
+    done = script("compare.sh", tmp_path, tmp_path / "out", "ar")
+    assert done.returncode == 1 and "was not made by a prepare.sh" in done.stderr

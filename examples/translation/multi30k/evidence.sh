@@ -27,9 +27,7 @@ fastdiss-ablate "$data" --output "$output" --jobs "${JOBS:-2}" --seeds "${seeds[
     --max-tokens ${MAX_TOKENS:-4000} --max-update $updates --save-interval-updates $((updates / 2)) \
     --validate-interval 1000 --num-workers 0 --log-interval 50 --log-noise-levels --autocast bf16 $device"
 for system in ar cmlm; do
-    [[ -f $output/baselines/${system}_finished ]] && continue
-    UPDATES=$updates bash "$root/examples/translation/multi30k/baselines.sh" "$system" "$data" "$output/baselines" $device
-    touch "$output/baselines/${system}_finished"
+    UPDATES=$updates DEVICE=$device bash "$root/examples/baselines.sh" "$system" "$data" "$output/baselines"
 done
 
 paths=() names=()
@@ -51,7 +49,7 @@ sweep valid rule --steps 2 5 20 --solver renoise --told-noise-factor 4
 sweep valid rule --steps 2 5 20 --solver mask_predict --temperature 0 0.5
 
 echo "== the test set"
-baselines=("ar=$output/baselines/ar_beam5.txt" "ar_beam1=$output/baselines/ar_beam1.txt")
+baselines=("ar=$output/baselines/ar_5.txt" "ar_beam1=$output/baselines/ar_1.txt")
 for file in "$output"/baselines/cmlm_*.txt; do
     name=${file##*/cmlm_}
     baselines+=("cmlm:${name%.txt}=$file")

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# FastDiSS beside fairseq's models on one data folder: train what is missing, decode, one table of quality, steps and speed.
+#
+#   compare.sh DATA OUTPUT SYSTEM ...
+#
+# SYSTEM: standard, scp, mans, scp+mans (FastDiSS), ar, nat, inat, cmlm, levt, insertion (examples/baselines.sh)
+#
+# ARCH=fastdiss_tiny  UPDATES=1800  MAX_TOKENS=4000  LR=2e-3  SEED=1   the same for all systems
+# OPTIONS=            further options of the FastDiSS trainings, such as --share-all-embeddings
+# DEVICE=             --cpu: no GPU
+# STEPS="1 2 5 10 20" evaluations of FastDiSS   ITERATIONS="1 4 10"   of the iterative baselines
+# METRICS="BLEU chrF" of BLEU, chrF, ROUGE-1, ROUGE-2, ROUGE-L; the first is tested for significance
+#
+# Writes OUTPUT/test: results.json, table.md, plots.  What is finished is not repeated.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ $# -ge 3 ]] || { sed -n 's/^# \{0,1\}//;2,14p' "$0" >&2; exit 1; }
+data=$1 output=$2
+shift 2
+export UPDATES=${UPDATES:-1800} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+read -ra steps <<< "${STEPS:-1 2 5 10 20}"
+read -ra metrics <<< "${METRICS:-BLEU chrF}"
+read -ra device <<< "${DEVICE:-}"
+
+target=$("${PYTHON:-python}" -c 'import json, sys; print(json.load(open(sys.argv[1]))["settings"]["target_lang"])' "$data/stats.json") ||
+    { echo "compare.sh: $data was not made by a prepare.sh of this repository" >&2; exit 1; }
+language=$("${PYTHON:-python}" -c 'import json, sys; print(json.load(open(sys.argv[1]))["settings"]["tokenizer_langs"][1])' "$data/stats.json")
+
+ours=() outputs=()
+for system in "$@"; do
+    case $system in
+        standard | scp | mans | scp+mans) ours+=("$system") ;;
+        *)
+            bash "$root/examples/baselines.sh" "$system" "$data" "$output"
+            for file in "$output/${system}"_*.txt; do
+                number=${file##*_}
+                number=${number%.txt}
+                if [[ $system == ar ]]; then outputs+=("ar_beam$number=$file"); else outputs+=("$system:$number=$file"); fi
+            done ;;
+    esac
+done
+
+paths=()
+if [[ ${#ours[@]} -gt 0 ]]; then
+    fastdiss-ablate "$data" --output "$output" --systems "${ours[@]}" --seeds "${SEED:-1}" --train "\
+        --arch ${ARCH:-fastdiss_tiny} --optimizer adam --adam-betas '(0.9,0.98)' --lr ${LR:-2e-3} --clip-norm 1 \
+        --lr-scheduler polynomial_decay --total-num-update $UPDATES --warmup-updates $((UPDATES / 6)) \
+        --max-tokens ${MAX_TOKENS:-4000} --max-update $UPDATES --validate-interval 5 --num-workers 0 \
+        --log-interval 50 ${OPTIONS:-} ${DEVICE:-}"
+    for system in "${ours[@]}"; do
+        paths+=("$output/$system/checkpoint_last.pt")
+    done
+    paths=(--path "${paths[@]}" --systems "${ours[@]}")
+fi
+fastdiss-sweep "$data" "${paths[@]}" ${outputs[@]+--outputs "${outputs[@]}"} --reference "$data/raw/test.$target" \
+    --detokenize "$language" --metrics "${metrics[@]}" --steps "${steps[@]}" --output "$output/test" "${device[@]}"
