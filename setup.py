@@ -37,6 +37,7 @@ setup(
             "fastdiss-sweep = fastdiss_fairseq.tools.sweep:cli_main",
             "fastdiss-benchmark = fastdiss_fairseq.tools.benchmark:cli_main",
             "fastdiss-export = fastdiss_fairseq.tools.export:cli_main",
+            "fastdiss-average = fastdiss_fairseq.tools.average:cli_main",
             "fastdiss-ablate = fastdiss_fairseq.tools.ablate:cli_main",
         ]
     },

@@ -55,7 +55,7 @@ class FastDiSSModel(BaseFairseqModel):
         self.process = Process(str(cfg.noise_schedule), cfg.noise_factor)
         self.num_updates = 0
         checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
-        self.register_buffer("dictionaries", torch.tensor(checksums))
+        self.register_buffer("dictionary_versions", torch.tensor(checksums))  # fairseq's EMA leaves "version"s alone
         self.embedding = LatentEmbedding(len(target_dictionary), cfg.latent_dim)
         self.encoder = self._build_encoder(source_dictionary)
         positions = Positions(cfg.max_target_positions, cfg.decoder_embed_dim, cfg.decoder_learned_pos)
@@ -217,8 +217,9 @@ def check_dictionary(model: torch.nn.Module, state_dict) -> None:
                     f"types, the checkpoint {len(saved)} ({name})"
                 )
     if isinstance(model, FastDiSSModel):
-        saved = state_dict.setdefault("dictionaries", model.dictionaries)
-        if not torch.equal(saved.cpu(), model.dictionaries.cpu()):
+        own = model.dictionary_versions
+        saved = state_dict.setdefault("dictionary_versions", state_dict.pop("dictionaries", own))  # its former name
+        if not torch.equal(saved.cpu(), own.cpu()):
             raise FastDiSSError(
                 "the dictionary does not fit the checkpoint: it has as many types as the one trained with, "
                 "but other words or another order"

@@ -1,0 +1,101 @@
+"""Average the weights of checkpoints of one training, or take its exponential moving average.
+
+    fastdiss-average runs/both/checkpoint_*_*.pt --last 5 --output runs/both/average.pt
+    fastdiss-average runs/both/checkpoint_last.pt --ema --output runs/both/ema.pt
+
+The mean of the last checkpoints by update; ``--ema`` needs a training with ``--store-ema --ema-decay D``
+(fairseq's options).  The output is a checkpoint for fairseq-generate and all commands of this package, without
+optimizer state.  It works for fairseq's own models too.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Dict, List
+
+import torch
+from torch import Tensor
+
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+
+from ..compat import FastDiSSError
+from .command import run_as_command
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastdiss-average", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--last", type=int, metavar="N", help="of the checkpoints given the N with most updates")
+    parser.add_argument("--ema", action="store_true", help="the moving averages of the checkpoints, not their weights")
+    return parser
+
+
+def updates(state: dict) -> int:
+    return state["optimizer_history"][-1]["num_updates"]
+
+
+def weights(state: dict, path: Path, ema: bool) -> Dict[str, Tensor]:
+    """The weights of a checkpoint, or their moving average.
+
+    Raises:
+        FastDiSSError: no moving average in the checkpoint.
+    """
+    if not ema:
+        return state["model"]
+    if "ema" not in state["extra_state"]:
+        raise FastDiSSError(f"{path} holds no moving average: it was trained without --store-ema")
+    return state["extra_state"]["ema"]
+
+
+def mean(found: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
+    """The mean of each floating-point weight, computed in float64; others are the last one's.
+
+    Raises:
+        FastDiSSError: weights of other names or shapes.
+    """
+    shapes = [{name: value.shape for name, value in one.items()} for one in found]
+    if any(other != shapes[-1] for other in shapes):
+        raise FastDiSSError("the checkpoints are not of one model: names or shapes of weights differ")
+
+    def one(name: str, last: Tensor) -> Tensor:
+        if not last.is_floating_point():
+            return last
+        return (sum(weights[name].double() for weights in found) / len(found)).to(last.dtype)
+
+    return {name: one(name, last) for name, last in found[-1].items()}
+
+
+def average(paths: List[Path], output: Path, last: int = 0, ema: bool = False) -> List[Path]:
+    """Write the average; returns the checkpoints it is of, by updates.
+
+    Raises:
+        FastDiSSError: a checkpoint missing, of another model, or without a moving average.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise FastDiSSError(f"no checkpoint {path}")
+    states = {path: load_checkpoint_to_cpu(str(path)) for path in paths}
+    chosen = sorted(states, key=lambda path: updates(states[path]))[-last:]
+    state = states[chosen[-1]]
+    state["model"] = mean([weights(states[path], path, ema) for path in chosen])
+    state["last_optimizer_state"] = None
+    state["extra_state"].pop("ema", None)
+    part = output.with_name(output.name + ".part")
+    torch.save(state, part)
+    os.replace(part, output)
+    return chosen
+
+
+def main(arguments=None):
+    args = get_parser().parse_args(arguments)
+    if args.last is not None and args.last < 1:
+        raise FastDiSSError(f"--last must be at least 1, not {args.last}")
+    chosen = average(args.checkpoints, args.output, args.last or 0, args.ema)
+    print(f"{args.output}: average of {', '.join(path.name for path in chosen)}")
+
+
+def cli_main():
+    run_as_command(main)
