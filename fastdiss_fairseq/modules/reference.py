@@ -57,7 +57,7 @@ class ReferenceDenoiser(nn.Module):
         x = (x + self.time(t.expand(len(z), -1)) + self.positions(mask)).transpose(0, 1)
         for layer in self.layers:
             x = layer(x, states, padding, self_attn_padding_mask=~mask)[0]
-        return self.output(self.norm(x.transpose(0, 1)))
+        return self.output(self.norm(x.transpose(0, 1))).float()
 
 
 def plain_layer(layer: TransformerLayer, cfg: LayerConfig) -> TransformerDecoderLayerBase:

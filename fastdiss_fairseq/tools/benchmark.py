@@ -84,10 +84,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def load(path: str, args) -> tuple:
-    """Model and task of a checkpoint for the data folder."""
+    """Model and task of a checkpoint for the data folder, in float32 however it was trained."""
     if not Path(path).is_file():
         raise FastDiSSError(f"no checkpoint {path}")
-    overrides = {"data": str(args.data)}
+    overrides = {"data": str(args.data), "autocast": "none"}
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
     return models[0].to(device(args)).eval(), cfg, task
 
