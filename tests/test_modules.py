@@ -12,7 +12,7 @@ from fastdiss_fairseq.modules.encoder import Encoder
 from fastdiss_fairseq.modules.reference import ReferenceDenoiser
 from fastdiss_fairseq.modules.rounding import mean_rows, nearest_token
 from fastdiss_fairseq.modules.length import LengthPredictor
-from fastdiss_fairseq.modules.transformer import KeyValues, LayerConfig, TransformerLayer
+from fastdiss_fairseq.modules.transformer import KeyValues, LayerConfig, Layout, TransformerLayer
 
 DIM, LATENT, LAYERS = 16, 6, 2
 SIZES = LayerConfig(
@@ -141,6 +141,24 @@ def test_candidates_share_their_sentences_memory(pre_norm):
     assert not torch.allclose(shared[mask], swapped[mask], atol=1e-3)
 
 
+@every_norm
+@torch.no_grad()
+def test_packed_batches_give_what_padded_ones_give(pre_norm):
+    """Evaluation leaves padding out of the computation, training (here without dropout) does not."""
+    encoder, denoiser = networks(pre_norm=pre_norm)
+    tokens, z, t, z_bar = inputs(batch=3)
+    source_mask = torch.arange(5) < torch.tensor([[5], [2], [4]])
+    mask = torch.arange(7) < torch.tensor([[3], [7], [1]])
+    for times in (t, t.expand(3, 7), t[:1]):
+        packed = run(encoder.eval(), denoiser.eval(), tokens, source_mask, z, times, z_bar, mask)
+        padded = run(encoder.train(), denoiser.train(), tokens, source_mask, z, times, z_bar, mask)
+        assert torch.allclose(packed[mask], padded[mask], atol=1e-5)
+        assert packed[~mask].eq(0).all() and padded[~mask].ne(0).any()
+    target = denoiser.eval().target(mask)
+    assert target.positions.shape == (11, DIM)
+    assert torch.equal(target.select(torch.tensor([2, 0])).positions, target.positions[[10, 0, 1, 2]])
+
+
 def test_memory_selects_sentences():
     layers = tuple(KeyValues(*torch.randn(2, 3, 4, 5, 2)) for _ in range(2))
     memory = Memory(layers, torch.rand(3, 5) < 0.5)
@@ -166,7 +184,7 @@ def test_pre_norm_keeps_the_residual_path_and_post_norm_does_not():
         layer = TransformerLayer(replace(SIZES, pre_norm=pre_norm))
         for silenced in (layer.self_attention.output, layer.feed_forward.outer):
             silenced.weight.zero_()
-        assert torch.allclose(layer(x, mask), expected, atol=1e-5)
+        assert torch.allclose(layer(x, Layout(mask)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [False, True])

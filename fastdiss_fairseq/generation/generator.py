@@ -78,7 +78,7 @@ class FastDiSSGenerator:
         key, mask = self._layout(model, src_tokens, source, decoding)
         shape = (mask.size(2), model.cfg.latent_dim)
         whole = model.denoiser.target(mask.flatten(0, 1))
-        numbers = torch.arange(len(whole.mask), device=mask.device).view(mask.shape[:2])
+        numbers = torch.arange(mask[..., 0].numel(), device=mask.device).view(mask.shape[:2])
 
         def denoise(z, t, z_bar, rows):
             memory, target = source.memory, whole

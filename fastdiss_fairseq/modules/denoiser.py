@@ -9,7 +9,7 @@ from torch import Tensor
 from fairseq.modules.fairseq_dropout import FairseqDropout
 
 from .embedding import Positions, TimeEmbedding
-from .transformer import KeyValues, LayerConfig, TransformerLayer, final_norm
+from .transformer import KeyValues, LayerConfig, Layout, TransformerLayer, final_norm
 
 
 class Memory(NamedTuple):
@@ -25,14 +25,16 @@ class Memory(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is constant while a target is denoised: ``mask`` (B, T), True at real positions, and the
-    ``positions``' features (B, T, d)."""
+    """What is constant while a target is denoised: the ``layout`` of its positions and their features
+    ``positions``, (B, T, d) or packed."""
 
-    mask: Tensor
+    layout: Layout
     positions: Tensor
 
     def select(self, rows: Tensor) -> "Target":
-        return Target(self.mask[rows], self.positions[rows])
+        mask = self.layout.mask[rows]
+        layout = Layout(mask) if self.layout.index is None else Layout.packed(mask)
+        return Target(layout, layout.pack(self.layout.unpack(self.positions)[rows]))
 
 
 class Denoiser(nn.Module):
@@ -55,11 +57,13 @@ class Denoiser(nn.Module):
 
     def memory(self, states: Tensor, mask: Tensor) -> Memory:
         """Cross-attention keys and values of encoder states (S, L, d)."""
-        return Memory(tuple(layer.cross_attention.project(states) for layer in self.layers), mask)
+        padded = Layout(mask)
+        return Memory(tuple(layer.cross_attention.project(states, padded) for layer in self.layers), mask)
 
     def target(self, mask: Tensor) -> Target:
-        """What the evaluations for a mask (B, T) share."""
-        return Target(mask, self.positions(mask))
+        """What the evaluations for a mask (B, T) share; in evaluation they compute nothing for padding."""
+        layout = Layout(mask) if self.training else Layout.packed(mask)
+        return Target(layout, layout.pack(self.positions(mask)))
 
     def forward(self, z: Tensor, t: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """Estimate z_0.
@@ -74,8 +78,14 @@ class Denoiser(nn.Module):
         Returns:
             (B, T, D) float32.
         """
-        x = self.input(torch.cat((z, z_bar), dim=-1).type_as(self.input.weight))
-        x = self.dropout(x + self.time(t) + target.positions.type_as(x))
+        layout = target.layout
+        x = self.input(layout.pack(torch.cat((z, z_bar), dim=-1)).type_as(self.input.weight))
+        x = self.dropout(x + self._time(t, layout) + target.positions.type_as(x))
         for layer, key_values in zip(self.layers, memory.layers):
-            x = layer(x, target.mask, key_values, memory.mask)
-        return self.output(self.norm(x)).float()
+            x = layer(x, layout, key_values, memory.mask)
+        return layout.unpack(self.output(self.norm(x)).float())
+
+    def _time(self, t: Tensor, layout: Layout) -> Tensor:
+        if t.size(1) == 1:
+            return layout.pack(self.time(t).expand(*layout.mask.shape, -1))
+        return self.time(layout.pack(t.unsqueeze(-1)).squeeze(-1))

@@ -6,7 +6,7 @@ from torch import Tensor
 from fairseq.modules.fairseq_dropout import FairseqDropout
 
 from .embedding import Positions
-from .transformer import LayerConfig, TransformerLayer, final_norm
+from .transformer import LayerConfig, Layout, TransformerLayer, final_norm
 
 
 class Encoder(nn.Module):
@@ -22,7 +22,8 @@ class Encoder(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (B, S), mask (B, S) True at real tokens; returns (B, S, d)."""
         x = self.embedding(tokens)
-        x = self.dropout(x + self.positions(mask).type_as(x))
+        layout = Layout(mask) if self.training else Layout.packed(mask)
+        x = layout.pack(self.dropout(x + self.positions(mask).type_as(x)))
         for layer in self.layers:
-            x = layer(x, mask)
-        return self.norm(x)
+            x = layer(x, layout)
+        return layout.unpack(self.norm(x))

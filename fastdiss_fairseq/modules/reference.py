@@ -14,7 +14,7 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 
 from .denoiser import Denoiser, Target
-from .transformer import Attention, LayerConfig, TransformerLayer
+from .transformer import Attention, LayerConfig, Layout, TransformerLayer
 
 
 class States(NamedTuple):
@@ -46,11 +46,11 @@ class ReferenceDenoiser(nn.Module):
         return States(states, mask)
 
     def target(self, mask: Tensor) -> Target:
-        return Target(mask, mask)
+        return Target(Layout(mask), mask)
 
     def forward(self, z: Tensor, t: Tensor, z_bar: Tensor, target: Target, memory: States) -> Tensor:
         """As :meth:`Denoiser.forward`."""
-        mask, copies = target.mask, len(z) // len(memory.mask)
+        mask, copies = target.layout.mask, len(z) // len(memory.mask)
         states = memory.states.repeat_interleave(copies, dim=0).transpose(0, 1)
         padding = ~memory.mask.repeat_interleave(copies, dim=0)
         x = self.input(torch.cat((z, z_bar), dim=-1))

@@ -33,6 +33,33 @@ class LayerConfig:
     memory_dim: Optional[int] = None
 
 
+class Layout(NamedTuple):
+    """Where a batch's real positions are.
+
+    ``mask`` (B, T) is True at them.  A *padded* batch is (B, T, d).  A *packed* one is (N, d), the real positions
+    alone, at the places ``index`` (N,) of the flattened batch: layers then spend nothing on padding.
+    """
+
+    mask: Tensor
+    index: Optional[Tensor] = None
+
+    @classmethod
+    def packed(cls, mask: Tensor) -> "Layout":
+        """Packed, unless there is no padding."""
+        return cls(mask, None if mask.all() else mask.flatten().nonzero().squeeze(1))
+
+    def pack(self, x: Tensor) -> Tensor:
+        """What layers compute on, of (B, T, d)."""
+        return x if self.index is None else x.flatten(0, 1)[self.index]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(B, T, d) of what layers computed; zero at padding where it was packed."""
+        if self.index is None:
+            return x
+        padded = x.new_zeros(self.mask.numel(), x.size(-1)).index_copy(0, self.index, x)
+        return padded.view(*self.mask.shape, -1)
+
+
 class KeyValues(NamedTuple):
     """Keys and values of an attention, (B, heads, S, d / heads)."""
 
@@ -59,20 +86,24 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def project(self, memory: Tensor) -> KeyValues:
-        """Keys and values of a memory (B, S, d_memory)."""
-        return KeyValues(*map(self._split, self.key_value(memory).chunk(2, dim=-1)))
+    def project(self, memory: Tensor, layout: Layout) -> KeyValues:
+        """Keys and values of a memory of width d_memory."""
+        return KeyValues(*map(self._split, layout.unpack(self.key_value(memory)).chunk(2, dim=-1)))
 
-    def forward(self, x: Tensor, memory: KeyValues, mask: Tensor) -> Tensor:
-        """x (B, T, d); mask (B, S), True at positions to attend to."""
+    def forward(self, x: Tensor, layout: Layout, memory: KeyValues, mask: Tensor) -> Tensor:
+        """Attend from x, of B rows, to a memory of S rows (S, heads, L, d / heads) where ``mask`` (S, L) is True.
+
+        B is a multiple of S: each memory row serves B / S rows of x that follow each other, without copies.
+        """
+        queries = layout.unpack(self.query(x))
         attended = scaled_dot_product_attention(
-            self._split(self.query(x)),
+            self._split(queries.reshape(mask.size(0), -1, queries.size(-1))),
             memory.keys,
             memory.values,
             attn_mask=mask[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.output(attended.transpose(1, 2).reshape(x.shape))
+        return self.output(layout.pack(attended.transpose(1, 2).reshape(queries.shape)))
 
 
 class FeedForward(nn.Module):
@@ -113,25 +144,18 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor,
+        layout: Layout,
         memory: Optional[KeyValues] = None,
         memory_mask: Optional[Tensor] = None,
     ) -> Tensor:
-        """x (B, T, d), mask (B, T).
-
-        The memory holds one row a sentence (S, heads, L, d / heads), memory_mask (S, L); where B is a
-        multiple of S, each sentence's B / S candidates share its row without copies.
-        """
-        x = self._residual(
-            x, self.self_norm, lambda y: self.self_attention(y, self.self_attention.project(y), mask)
-        )
+        """x as ``layout`` says, (B, T, d) or packed; the memory and its mask as :meth:`Attention.forward` has them."""
+        x = self._residual(x, self.self_norm, lambda y: self._attend_to_itself(y, layout))
         if memory is not None:
-            x = self._residual(x, self.cross_norm, lambda y: self._attend(y, memory, memory_mask))
+            x = self._residual(x, self.cross_norm, lambda y: self.cross_attention(y, layout, memory, memory_mask))
         return self._residual(x, self.ffn_norm, self.feed_forward)
 
-    def _attend(self, x: Tensor, memory: KeyValues, mask: Tensor) -> Tensor:
-        together = x.reshape(mask.size(0), -1, x.size(-1))
-        return self.cross_attention(together, memory, mask).view(x.shape)
+    def _attend_to_itself(self, x: Tensor, layout: Layout) -> Tensor:
+        return self.self_attention(x, layout, self.self_attention.project(x, layout), layout.mask)
 
 
 def final_norm(dim: int, pre_norm: bool) -> nn.Module:

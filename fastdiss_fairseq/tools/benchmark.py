@@ -165,17 +165,24 @@ def decoding(args) -> List[dict]:
 
 
 def step(args) -> List[dict]:
-    """Records of single evaluations of the network, fast path and reference path, on batches of 64 sentences."""
+    """Records of single evaluations of the network, fast path and reference path, on the largest batches of random
+    sentences and on token batches, whose sentences are of similar lengths."""
     model, _, _ = load(args.path, args)
     contenders = []
     for path, net in (("fast", model), ("reference", on_reference_path(model))):
         facts = {"system": "fastdiss", "path": path, "steps": None, "candidates": 1}
         contenders.append(Contender(facts, lambda batch, net=net: evaluate(net, batch)))
-    found = [prepare(model, batch) for batch in decoding_batches(args)[max(args.batch_sizes)]]
-    seconds = in_turn(contenders, found, args)
-    facts = {"benchmark": "step", "batch": max(args.batch_sizes)}
-    args = Namespace(**{**vars(args), "against": contenders[1].name})
-    return [{**record(c, times, contenders, seconds, args), **facts} for c, times in zip(contenders, seconds)]
+    against = Namespace(**{**vars(args), "against": contenders[1].name})
+    batches, records = decoding_batches(args), []
+    for size in (max(args.batch_sizes), "tokens"):
+        found = [prepare(model, batch) for batch in batches[size]]
+        padding = 1 - torch.cat([inputs["mask"].flatten() for inputs in found]).float().mean().item()
+        facts = {"benchmark": "step", "batch": size, "padding": round(padding, 3)}
+        seconds = in_turn(contenders, found, args)
+        records += [
+            {**record(c, times, contenders, seconds, against), **facts} for c, times in zip(contenders, seconds)
+        ]
+    return records
 
 
 def prepare(model, batch: dict) -> dict:
