@@ -1,5 +1,6 @@
 """The console commands fastdiss-score, fastdiss-sweep, fastdiss-ablate and fastdiss-export, and the plots of training."""
 
+import itertools
 import json
 import random
 import shutil
@@ -456,7 +457,9 @@ def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, trans
         "scp+mans",
         "ar",
     ]
-    assert [r["path"] for r in records if r["benchmark"] == "step"] == ["fast", "reference"]
+    steps = [r for r in records if r["benchmark"] == "step"]
+    assert [(r["batch"], r["path"]) for r in steps] == list(itertools.product((4, "tokens"), ("fast", "reference")))
+    assert all(0 <= r["padding"] < 1 for r in steps)
     assert "| fastdiss, K = 5, 3 candidates, reference path |" in done.stdout
     assert_one_line_error(
         tool("benchmark", data, "--path", "no", "--output", tmp_path, check=False), "no checkpoint no"
