@@ -38,6 +38,7 @@ setup(
             "fastdiss-benchmark = fastdiss_fairseq.tools.benchmark:cli_main",
             "fastdiss-export = fastdiss_fairseq.tools.export:cli_main",
             "fastdiss-average = fastdiss_fairseq.tools.average:cli_main",
+            "fastdiss-distill = fastdiss_fairseq.tools.distill:cli_main",
             "fastdiss-ablate = fastdiss_fairseq.tools.ablate:cli_main",
         ]
     },
