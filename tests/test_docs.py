@@ -1,0 +1,111 @@
+"""What the documentation says is true: commands and Python run, messages and flags exist, links lead somewhere."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ENVIRONMENT, ROOT
+
+DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples" / "serving").glob("*.md"), ROOT / "CONTRIBUTING.md"])
+names = lambda pages: [str(page.relative_to(ROOT)) for page in pages]
+
+
+def blocks(page, language):
+    """The fenced blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run(arguments, cwd):
+    return subprocess.run(arguments, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def test_flags_are_those_of_the_dataclasses():
+    done = run([sys.executable, "scripts/make_flags.py", "--check"], ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+WITH_PYTHON = [page for page in DOCS if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=names(WITH_PYTHON))
+def test_python_blocks_run(page):
+    done = run([sys.executable, "-c", "\n".join(blocks(page, "python"))], ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder in which the documented commands find what a checkout has, but write nothing into ours."""
+    for name in ("models", "fastdiss_fairseq", "examples", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+@pytest.fixture
+def programs(tmp_path_factory):
+    """A PATH on which the package's commands are those of this checkout, installed or not."""
+    folder = tmp_path_factory.mktemp("bin")
+    entry_points = re.findall(r'"(fastdiss-\w+) = ([\w.]+):(\w+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    for name, module, function in entry_points:
+        program = folder / name
+        program.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{function}()\n")
+        program.chmod(0o755)
+    return os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+WITH_BASH = [page for page in DOCS if blocks(page, "bash")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_BASH, ids=names(WITH_BASH))
+def test_commands_run(page, checkout, programs):
+    environment = {**ENVIRONMENT, "PATH": programs, "PYTHONPATH": str(ROOT)}
+    for block in blocks(page, "bash"):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
+
+
+def texts():
+    """All string constants of the package, f-strings with a line break where a value goes."""
+    for path in (ROOT / "fastdiss_fairseq").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "\n" for part in node.values)
+
+
+def test_messages_are_those_of_the_code():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    ours = page.split("## fairseq, torch and pip")[0]
+    messages = [line for line in re.findall(r"^\| `([^`]+)` \|", ours, re.MULTILINE)]
+    assert len(messages) > 25
+    code = "\0".join(texts())
+    lost = [message for message in messages if not all(part.strip() in code for part in message.split("…"))]
+    assert lost == []
+
+
+@pytest.mark.parametrize("page", DOCS, ids=names(DOCS))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        aim = (page.parent / file).resolve() if file else page
+        assert aim.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", aim.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in anchors, target
