@@ -194,3 +194,14 @@ def test_overfits_a_few_sentences(tmp_path):
         done = generate(data, tmp_path / "run" / "checkpoint_last.pt", "--decoding-steps", steps)
         bleu = float(done.stdout.rsplit("BLEU4 = ", 1)[1].split(",")[0])
         assert bleu > 90, (steps, bleu)
+
+
+def test_interactive_shows_the_steps_where_asked_to(data, checkpoint):
+    run = lambda *options: fastdiss(
+        "interactive", data, "--path", checkpoint, "--cpu", "--decoding-steps", 3, *options, stdin="s1 s2\ns3\n"
+    ).stdout
+    shown = lines(run("--print-step"), "E")
+    assert {step: len(texts) for step, texts in shown.items()} == {"1": 2, "2": 2, "3": 2}
+    plain = run()
+    assert lines(plain, "E") == {}
+    assert shown["3"] == [lines(plain, "D")[i][0].split("\t")[1] for i in ("0", "1")]

@@ -335,6 +335,7 @@ def test_history_holds_every_step_and_ends_in_the_result(steps, solver):
             assert len(h["history"]) == steps
             assert all(step["tokens"].shape == h["tokens"].shape for step in h["history"])
             assert torch.equal(h["history"][-1]["tokens"], h["tokens"])
+            assert torch.allclose(h["history"][-1]["positional_scores"], h["positional_scores"], atol=1e-5)
 
 
 def test_history_changes_nothing():

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastdiss_fairseq import FastDiSS
 from fastdiss_fairseq.compat import FastDiSSError
@@ -84,3 +85,59 @@ def test_a_damaged_bundle_is_refused(tmp_path):
         FastDiSS.from_pretrained(copy)
     with pytest.raises(FastDiSSError, match="no bundle"):
         FastDiSS.from_pretrained(tmp_path)
+
+
+def test_fairseqs_hub_interface_gives_the_same(model):
+    from fastdiss_fairseq.models.fastdiss import FastDiSSModel
+
+    hub = FastDiSSModel.from_pretrained(str(BUNDLE))
+    options = dict(decoding_steps=3, length_beam=2, noise_beam=2, decoding_choice="mbr")
+    assert hub.translate(SENTENCES, **options) == model.translate(SENTENCES, steps=3, length_beam=2, noise_beam=2, decoding_choice="mbr")
+    assert hub.translate(SENTENCES[0], decoding_steps=1) == model.translate(SENTENCES[:1], steps=1)[0]
+
+
+def test_decoding_options_are_the_codes_defaults_not_those_of_the_training(model):
+    """As fairseq-generate has it; the shipped model was trained when another solver was the default."""
+    from fastdiss_fairseq.generation.config import decoding_defaults
+
+    given = {name: str(model.task.cfg[name]) for name in decoding_defaults()}
+    assert given == {name: str(value) for name, value in decoding_defaults().items()}
+    assert model.translate(SENTENCES) == model.translate(SENTENCES, decoding_solver="mask_predict")
+
+
+def test_the_hub_verifies_a_bundle_too(tmp_path):
+    from fastdiss_fairseq.models.fastdiss import FastDiSSModel
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, copy)
+    with open(copy / "dict.en.txt", "a") as stream:
+        stream.write("x 1\n")
+    with pytest.raises(FastDiSSError, match="checksum differs"):
+        FastDiSSModel.from_pretrained(copy)
+
+
+def test_confidences_after_each_step(model):
+    candidate = model.search(SENTENCES[:1], steps=3, retain_iter_history=True)[0][0]
+    assert len(candidate["history"]) == 3
+    last = candidate["history"][-1]
+    assert torch.equal(last["tokens"], candidate["tokens"])
+    assert torch.equal(last["positional_scores"], candidate["positional_scores"])
+    assert all((step["positional_scores"] <= 0).all() for step in candidate["history"])
+
+
+def test_reranking_from_python(data, checkpoint, transformer, tmp_path):
+    from fastdiss_fairseq.tools.export import export
+
+    export(checkpoint, data, tmp_path / "bundle")
+    model = FastDiSS.from_pretrained(tmp_path / "bundle", reranker=transformer)
+    options = dict(steps=2, length_beam=3)
+    ranked = model.decode(["s1 s2 s3"], decoding_choice="ar", **options)[0]
+    scores = [candidate.score for candidate in ranked]
+    assert scores == sorted(scores, reverse=True)
+    plain = model.decode(["s1 s2 s3"], **options)[0]
+    assert {c.text for c in plain} == {c.text for c in ranked}
+    assert sorted(scores) != sorted(candidate.score for candidate in plain)
+    with pytest.raises(FastDiSSError, match="second --path"):
+        FastDiSS.from_pretrained(tmp_path / "bundle").decode(["s1"], decoding_choice="ar")
+    with pytest.raises(FastDiSSError, match="no checkpoint"):
+        FastDiSS.from_pretrained(tmp_path / "bundle", reranker=tmp_path / "none.pt")

@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .noise import fold, gaussian
-from .sampling import Sampler
+from .sampling import Read, Sampler
 
 
 class Prediction(NamedTuple):
     """``tokens`` and their ``log_probs`` (S, C, T), each from the step that predicted it last; ``steps``
-    (S,) taken; ``history``: the tokens after each step."""
+    (S,) taken; ``history``: what stood after each step."""
 
     tokens: Tensor
     log_probs: Tensor
     steps: Tensor
-    history: List[Tensor]
+    history: List[Read]
 
 
 def mask_predict(
@@ -84,7 +84,7 @@ def mask_predict(
             log_probs[rows] = torch.where(look_at, found_log_probs, log_probs[rows])
             settled[rows] = (tokens[rows] == before).flatten(1).all(1)
             taken[rows] += 1
-        history.append(tokens.clone())
+        history.append(Read(tokens.clone(), log_probs.clone()))
     return Prediction(tokens, log_probs, taken, history)
 
 

@@ -75,13 +75,20 @@ class Sampler:
         return told, self.trained.alpha(told) / self.process.alpha(t)
 
 
+class Read(NamedTuple):
+    """What stands after a step: ``tokens`` and their ``log_probs`` (S, C, T)."""
+
+    tokens: Tensor
+    log_probs: Tensor
+
+
 class Sample(NamedTuple):
     """``estimate`` (S, C, T, D): the last estimate of z_0; ``steps`` (S,): grid steps taken;
-    ``history``: the rounded tokens (S, C, T) after each step, where rounding was asked for."""
+    ``history``: what was read after each step, where reading was asked for."""
 
     estimate: Tensor
     steps: Tensor
-    history: List[Tensor]
+    history: List[Read]
 
 
 def sample(
@@ -90,7 +97,7 @@ def sample(
     shape: Tuple[int, int],
     steps: int,
     sampler: Sampler,
-    round_to_tokens: Optional[Callable[[Tensor, Tensor], Tensor]] = None,
+    read: Optional[Callable[[Tensor, Tensor], Tuple[Tensor, Tensor]]] = None,
     early_exit: bool = False,
     refine: Callable[[Tensor, Tensor], Tensor] = lambda estimate, rows: estimate,
 ) -> Sample:
@@ -102,7 +109,7 @@ def sample(
         key: (S, C) int64 noise keys.
         shape: (T, D).
         steps: K >= 1.
-        round_to_tokens: ``(estimate, rows) -> tokens`` (S', C, T); needed for a history or early exit.
+        read: ``(estimate, rows) -> tokens, log_probs`` (S', C, T) each; needed for a history or early exit.
         early_exit: stop a sentence when a step changed none of its candidates' tokens.
         refine: ``(estimate, rows) -> estimate``, what the solver and self-conditioning get.
     """
@@ -110,18 +117,18 @@ def sample(
     z = gaussian(fold(key, "start"), *shape) * sampler.process.sigma(torch.ones(())) * sampler.temperature
     z_bar, result = torch.zeros_like(z), torch.zeros_like(z)
     taken = torch.zeros_like(rows)
-    tokens, history, previous = None, [], None
+    now, history, previous = None, [], None
     grid = [torch.tensor(t, dtype=torch.float64) for t in uniform_grid(steps)]
     for index, (t, s) in enumerate(zip(grid, grid[1:])):
         told, scale = sampler.told(t)
         estimate = _evaluate(denoise, z * scale.to(z.dtype), told.to(z.dtype), z_bar, rows, sampler, refine)
         result[rows], taken[rows] = estimate, index + 1
         keep = None
-        if round_to_tokens is not None:
-            before, tokens = tokens, _update(tokens, rows, round_to_tokens(estimate, rows))
-            history.append(tokens)
+        if read is not None:
+            before, now = now, _update(now, rows, Read(*read(estimate, rows)))
+            history.append(now)
             if early_exit and before is not None:
-                keep = (tokens[rows] != before[rows]).flatten(1).any(1)
+                keep = (now.tokens[rows] != before.tokens[rows]).flatten(1).any(1)
         if index + 1 == steps or (keep is not None and not keep.any()):
             break
         noise = lambda: gaussian(fold(key[rows], "step", index), *shape)
@@ -142,8 +149,8 @@ def _evaluate(denoise, z, told, z_bar, rows, sampler: Sampler, refine) -> Tensor
     return denoise(z, told, z_bar, rows)
 
 
-def _update(tokens: Optional[Tensor], rows: Tensor, new: Tensor) -> Tensor:
-    """The tokens of all sentences after a step in which only ``rows`` moved."""
-    if tokens is None:
+def _update(before: Optional[Read], rows: Tensor, new: Read) -> Read:
+    """What stands in all sentences after a step in which only ``rows`` moved."""
+    if before is None:
         return new
-    return tokens.index_copy(0, rows, new)
+    return Read(*(old.index_copy(0, rows, part) for old, part in zip(before, new)))

@@ -63,6 +63,11 @@ class DecodingConfig(FairseqDataclass):
     decoding_int8: bool = option(False, "on a CPU: int8 linear layers (dynamic quantisation)")
 
 
+def decoding_defaults() -> dict:
+    """The default of each decoding option, whatever a checkpoint was trained with."""
+    return {f.name: f.default for f in fields(DecodingConfig) if not f.name.startswith("_")}
+
+
 @dataclass(frozen=True)
 class Decoding:
     """A decoding request, complete and checked."""
@@ -123,7 +128,7 @@ def resolve(task_cfg, request, trained: Process) -> Decoding:
         noise_beam=positive("--noise-beam", value("noise_beam")),
         choice=_known("choice", "ar" if rerank else str(value("decoding_choice")), CHOICES),
         early_exit=value("early_exit") and not value("iter_decode_force_max_iter"),
-        history=value("retain_iter_history"),
+        history=value("retain_iter_history") or value("print_step"),
         seed=task_cfg.seed,
     )
 

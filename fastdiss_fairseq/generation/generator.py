@@ -9,7 +9,7 @@ from torch import Tensor
 from ..compat import FastDiSSError
 from ..diffusion.noise import fold, sentence_key
 from ..diffusion.mask_predict import mask_predict
-from ..diffusion.sampling import MASK_PREDICT, sample
+from ..diffusion.sampling import MASK_PREDICT, Read, sample
 from ..models.fastdiss import FastDiSSModel, Source
 from ..modules.rounding import read
 from .choice import autoregressive_score, mbr, mean_log_probability
@@ -18,13 +18,13 @@ from .config import Decoding, positive
 
 class Candidates(NamedTuple):
     """Decoded candidates of S sentences: ``tokens``, ``log_probs`` and ``mask`` (S, C, T),
-    ``steps`` (S,) and ``history``, a list of (S, C, T)."""
+    ``steps`` (S,) and ``history``, what stood after each step."""
 
     tokens: Tensor
     log_probs: Tensor
     mask: Tensor
     steps: Tensor
-    history: List[Tensor]
+    history: List[Read]
 
 
 class FastDiSSGenerator:
@@ -55,7 +55,8 @@ class FastDiSSGenerator:
         Returns:
             for each sentence its candidates, best first: ``tokens`` (T,), ``score`` (by which it was
             chosen), ``positional_scores`` (T,) log-probabilities, ``steps`` (network evaluations),
-            ``attention`` and ``alignment`` None, and ``history`` where asked for.
+            ``attention`` and ``alignment`` None, and where asked for ``history``, a list with ``tokens`` and
+            ``positional_scores`` after each step.
 
         Raises:
             FastDiSSError: K < 1, a prefix or constraints, or a reranker missing.
@@ -90,8 +91,8 @@ class FastDiSSGenerator:
         def read(estimate, rows, where):
             return self.read(model, estimate, mask[rows], where, decoding.estimate)
 
-        def round_to_tokens(estimate, rows):
-            return self.round(model, estimate, mask[rows])[0]
+        def read_all(estimate, rows):
+            return self.round(model, estimate, mask[rows])
 
         def refine(estimate, rows):
             return model.refine(estimate, mask[rows], decoding.estimate)
@@ -101,7 +102,7 @@ class FastDiSSGenerator:
             found = mask_predict(denoise, read, model.embedding, key, mask, shape[1], steps, sampler, early_exit)
             tokens, log_probs, history = found.tokens, found.log_probs, found.history
         else:
-            watched = round_to_tokens if decoding.history or early_exit else None
+            watched = read_all if decoding.history or early_exit else None
             found = sample(denoise, key, shape, steps, sampler, watched, early_exit, refine)
             tokens, log_probs = self.round(model, found.estimate, mask)
             history = found.history
@@ -167,7 +168,10 @@ class FastDiSSGenerator:
             "alignment": None,
         }
         if history:
-            hypothesis["history"] = [{"tokens": step[i, j][real]} for step in found.history]
+            hypothesis["history"] = [
+                {"tokens": step.tokens[i, j][real], "positional_scores": step.log_probs[i, j][real]}
+                for step in found.history
+            ]
         return hypothesis
 
 

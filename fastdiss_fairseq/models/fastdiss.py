@@ -73,6 +73,24 @@ class FastDiSSModel(BaseFairseqModel):
         check_config(cfg, task.source_dictionary, task.target_dictionary)
         return cls(cfg, task.source_dictionary, task.target_dictionary)
 
+    @classmethod
+    def from_pretrained(cls, model_name_or_path, checkpoint_file="model.pt", data_name_or_path=".", **kwargs):
+        """fairseq's hub interface; a bundle brings its languages, tokeniser and BPE codes along.
+
+        Raises:
+            FastDiSSError: a bundle with a file that is not the one exported.
+        """
+        from ..bundle import Bundle  # above the models: it knows how to decode
+
+        bundle = Bundle(model_name_or_path) if Bundle.is_at(model_name_or_path) else None
+        known = bundle.task_options() if bundle else {}
+        interface = super().from_pretrained(
+            str(model_name_or_path), checkpoint_file, data_name_or_path, **{**known, **kwargs}
+        )
+        if bundle:
+            interface.tokenizer, interface.bpe = bundle.text_codecs()
+        return interface
+
     def layer_config(self, side: str) -> LayerConfig:
         """The sizes of the layers of ``encoder`` or ``decoder``."""
         cfg = self.cfg

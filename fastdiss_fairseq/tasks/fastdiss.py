@@ -84,6 +84,31 @@ class FastDiSSTask(TranslationTask):
             models[0].quantise()
         return FastDiSSGenerator(self.target_dictionary, decoding)
 
+    def build_tokenizer(self, args):
+        self.text_tokenizer = super().build_tokenizer(args)
+        return self.text_tokenizer
+
+    def build_bpe(self, args):
+        self.text_bpe = super().build_bpe(args)
+        return self.text_bpe
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        """Decode; where fairseq-interactive was asked for steps (``--print-step``), which it does not print itself,
+        show the text after each."""
+        found = super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        if generator.decoding.history and "id" not in sample:  # only interactive's batches have no ids
+            for candidates in found:
+                for number, step in enumerate(candidates[0]["history"], 1):
+                    print(f"E-{number}\t{self.text(step['tokens'])}")
+        return found
+
+    def text(self, tokens) -> str:
+        """Target tokens as text, by the BPE and tokeniser of the command."""
+        line = self.target_dictionary.string(tokens)
+        for coder in (self.text_bpe, self.text_tokenizer):
+            line = line if coder is None else coder.decode(line)
+        return line
+
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         limit = self.cfg.max_source_positions
         src_tokens = [tokens[:limit] for tokens in src_tokens]

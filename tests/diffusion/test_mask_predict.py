@@ -79,7 +79,7 @@ def test_estimates_are_reused_and_known_tokens_are_told_exactly():
     assert torch.equal(run.conditions[1], 2 * (run.z[0] + 1))
     unknown = run.times[1].bool()
     assert torch.equal(run.conditions[2][unknown], 2 * (run.z[1] + run.conditions[1] + 1)[unknown])
-    assert torch.equal(run.conditions[2][~unknown], TABLE[run.result.history[0]][~unknown])
+    assert torch.equal(run.conditions[2][~unknown], TABLE[run.result.history[0].tokens][~unknown])
 
 
 def test_recompute_conditions_on_an_estimate_of_the_same_state():
