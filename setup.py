@@ -30,7 +30,7 @@ setup(
         "sacremoses",
         "subword-nmt",
     ],
-    extras_require={"test": ["pytest", *EXPERIMENTS], "experiments": EXPERIMENTS},
+    extras_require={"test": ["pytest", "playwright", *EXPERIMENTS], "experiments": EXPERIMENTS},
     entry_points={
         "console_scripts": [
             "fastdiss-score = fastdiss_fairseq.tools.scoring:cli_main",
@@ -40,6 +40,7 @@ setup(
             "fastdiss-average = fastdiss_fairseq.tools.average:cli_main",
             "fastdiss-distill = fastdiss_fairseq.tools.distill:cli_main",
             "fastdiss-ablate = fastdiss_fairseq.tools.ablate:cli_main",
+            "fastdiss-trace = fastdiss_fairseq.tools.trace:cli_main",
         ]
     },
     classifiers=[
