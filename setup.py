@@ -9,6 +9,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "fastdiss_fairseq/__init__.py").read_text()).group(1)
 #: Plots, ROUGE and tensorboard logs.
 EXPERIMENTS = ["matplotlib", "rouge-score", "tensorboardX"]
+#: examples/serving.
+SERVE = ["fastapi", "uvicorn"]
 
 setup(
     name="fastdiss-fairseq",
@@ -30,7 +32,11 @@ setup(
         "sacremoses",
         "subword-nmt",
     ],
-    extras_require={"test": ["pytest", "playwright", *EXPERIMENTS], "experiments": EXPERIMENTS},
+    extras_require={
+        "test": ["pytest", "playwright", "httpx", *EXPERIMENTS, *SERVE],
+        "experiments": EXPERIMENTS,
+        "serve": SERVE,
+    },
     entry_points={
         "console_scripts": [
             "fastdiss-score = fastdiss_fairseq.tools.scoring:cli_main",

@@ -1,0 +1,164 @@
+"""Serve a bundle over HTTP: requests that arrive together are decoded together.
+
+    pip install 'fastdiss-fairseq[serve]'
+    python examples/serving/server.py models/multi30k_de_en --port 8000
+
+POST /translate {"sentences": ["..."], "steps": 5}; GET /health.  See README.md beside this file.
+"""
+
+import argparse
+import asyncio
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import List, NamedTuple
+
+import uvicorn
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel, Field
+from pydantic.dataclasses import dataclass as checked
+
+from fastdiss_fairseq import FastDiSS
+
+
+@checked(frozen=True)
+class Options:
+    """How to decode; requests with equal options share batches."""
+
+    steps: int = Field(5, ge=1, le=50, description="network evaluations K")
+    length_beam: int = Field(1, ge=1, le=10)
+    noise_beam: int = Field(1, ge=1, le=10)
+    choice: str = Field("score", pattern="^(score|mbr)$")
+
+
+class Query(BaseModel):
+    sentences: List[str] = Field(min_length=1, max_length=64)
+    options: Options = Options()
+
+
+class Answer(BaseModel):
+    translations: List[str]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``batch``: sentences decoded together; ``wait``: seconds to wait for more of them; ``queue``: requests that
+    may wait; ``characters`` of a sentence; ``seconds`` that a request may take."""
+
+    batch: int = 64
+    wait: float = 0.005
+    queue: int = 256
+    characters: int = 2000
+    seconds: float = 30.0
+
+
+class Job(NamedTuple):
+    sentences: List[str]
+    options: Options
+    done: asyncio.Future
+
+
+class Batcher:
+    """Decodes what waits in the queue, one batch at a time, in a thread of its own."""
+
+    def __init__(self, model: FastDiSS, limits: Limits):
+        self.model, self.limits = model, limits
+        self.queue: asyncio.Queue = asyncio.Queue(limits.queue)
+        self.thread = ThreadPoolExecutor(1)
+        self.requests = self.batches = 0
+
+    async def translate(self, sentences: List[str], options: Options) -> List[str]:
+        """Raises asyncio.QueueFull where too many wait, asyncio.TimeoutError where it takes too long."""
+        job = Job(sentences, options, asyncio.get_running_loop().create_future())
+        self.queue.put_nowait(job)
+        return await asyncio.wait_for(job.done, self.limits.seconds)
+
+    async def run(self) -> None:
+        """Serve for ever."""
+        while True:
+            jobs = await self._collect()
+            for options in dict.fromkeys(job.options for job in jobs):
+                await self._decode([job for job in jobs if job.options == options], options)
+
+    async def _collect(self) -> List[Job]:
+        """The first job that waits and those that come shortly after it, up to a batch."""
+        jobs = [await self.queue.get()]
+        deadline = asyncio.get_running_loop().time() + self.limits.wait
+        while sum(len(job.sentences) for job in jobs) < self.limits.batch:
+            remaining = deadline - asyncio.get_running_loop().time()
+            try:
+                job = self.queue.get_nowait() if remaining <= 0 else await asyncio.wait_for(self.queue.get(), remaining)
+            except (asyncio.QueueEmpty, asyncio.TimeoutError):
+                break
+            jobs.append(job)
+        return [job for job in jobs if not job.done.done()]  # not those whose client has gone
+
+    async def _decode(self, jobs: List[Job], options: Options) -> None:
+        sentences = [sentence for job in jobs for sentence in job.sentences]
+        self.requests, self.batches = self.requests + len(jobs), self.batches + 1
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self.thread, self._call, sentences, options)
+        except Exception as error:  # the batch fails, the server lives
+            found, failure = None, error
+        for job in jobs:
+            if job.done.done():
+                continue
+            if found is None:
+                job.done.set_exception(failure)
+            else:
+                job.done.set_result(found[: len(job.sentences)])
+                found = found[len(job.sentences) :]
+
+    def _call(self, sentences: List[str], o: Options) -> List[str]:
+        beams = dict(length_beam=o.length_beam, noise_beam=o.noise_beam, decoding_choice=o.choice)
+        return self.model.translate(sentences, o.steps, batch_size=self.limits.batch, **beams)
+
+
+def create_app(model: FastDiSS, limits: Limits = Limits()) -> FastAPI:
+    """The application, for uvicorn or another ASGI server."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        app.state.batcher = Batcher(model, limits)
+        running = asyncio.create_task(app.state.batcher.run())
+        yield
+        running.cancel()
+
+    app = FastAPI(title="FastDiSS", lifespan=lifespan)
+
+    @app.get("/health")
+    async def health():
+        batcher = app.state.batcher
+        return {"status": "ok", "waiting": batcher.queue.qsize(), "requests": batcher.requests, "batches": batcher.batches}
+
+    @app.post("/translate")
+    async def translate(query: Query) -> Answer:
+        if max(map(len, query.sentences)) > limits.characters:
+            raise HTTPException(413, f"a sentence may have at most {limits.characters} characters")
+        try:
+            return Answer(translations=await app.state.batcher.translate(query.sentences, query.options))
+        except asyncio.QueueFull:
+            raise HTTPException(503, "too many requests wait; try again", {"Retry-After": "1"}) from None
+        except asyncio.TimeoutError:
+            raise HTTPException(504, f"not done within {limits.seconds:g} seconds") from None
+
+    return app
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", help="folder made by fastdiss-export")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=Limits.batch, help="sentences decoded together")
+    parser.add_argument("--wait", type=float, default=Limits.wait, help="seconds to wait for more of them")
+    parser.add_argument("--queue", type=int, default=Limits.queue, help="requests that may wait")
+    args = parser.parse_args()
+    model = FastDiSS.from_pretrained(args.bundle, args.device)
+    app = create_app(model, Limits(batch=args.batch, wait=args.wait, queue=args.queue))
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()
