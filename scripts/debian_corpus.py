@@ -57,8 +57,7 @@ def run_apt(*arguments):
         raise CorpusError("apt-get is missing: this corpus is fetched on Debian or a derivative")
     result = subprocess.run(
         ["apt-get", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         encoding="utf-8",
         env={**os.environ, "LC_ALL": "C"},
     )

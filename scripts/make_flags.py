@@ -1,7 +1,7 @@
 """Write docs/flags.md from the dataclasses that fairseq makes the command lines of.
 
-    python scripts/make_flags.py            # writes the file
-    python scripts/make_flags.py --check    # exit code 1 where the file is stale
+python scripts/make_flags.py            # writes the file
+python scripts/make_flags.py --check    # exit code 1 where the file is stale
 """
 
 import argparse
@@ -64,7 +64,9 @@ def table(actions, default=shown) -> str:
     lines = [row("flag", "values", "default", "meaning"), "| --- | --- | --- | --- |\n"]
     for action in actions:
         kind = "" if action.nargs == 0 else getattr(action.type, "__name__", "")
-        values = ", ".join(map(str, action.choices)) if action.choices else {"<lambda>": "list, by commas"}.get(kind, kind)
+        values = (
+            ", ".join(map(str, action.choices)) if action.choices else {"<lambda>": "list, by commas"}.get(kind, kind)
+        )
         lines.append(row(f"`{action.option_strings[0]}`", values, default(action), action.help))
     return "".join(lines)
 
@@ -76,9 +78,12 @@ def task_section() -> str:
 
 
 def criterion_sections() -> str:
-    ours = [name for name, kind in CRITERION_DATACLASS_REGISTRY.items() if kind.__module__.startswith("fastdiss_fairseq")]
+    ours = [
+        name for name, kind in CRITERION_DATACLASS_REGISTRY.items() if kind.__module__.startswith("fastdiss_fairseq")
+    ]
     return "".join(
-        f"\n## Criterion {name}\n\n{table(flags(CRITERION_DATACLASS_REGISTRY[name]()).values())}" for name in sorted(ours)
+        f"\n## Criterion {name}\n\n{table(flags(CRITERION_DATACLASS_REGISTRY[name]()).values())}"
+        for name in sorted(ours)
     )
 
 

@@ -79,8 +79,8 @@ def test_reranking_by_an_autoregressive_model(data, checkpoint, transformer):
 def test_interactive_answers_every_line(data, checkpoint):
     text = "s1 s2 s3\n\n" + "s4 " * 3000 + "\nunseen words\n"
     done = fastdiss(
-        "interactive", data, "--path", checkpoint, "--cpu", "--decoding-steps", 2, stdin=text,
-        *["--source-lang", "src", "--target-lang", "tgt"],
+        "interactive", data, "--path", checkpoint, "--cpu", "--decoding-steps", 2,
+        "--source-lang", "src", "--target-lang", "tgt", stdin=text,
     )
     assert sorted(lines(done.stdout, "H")) == ["0", "1", "2", "3"]
 

@@ -93,7 +93,7 @@ def texts():
 def test_messages_are_those_of_the_code():
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     ours = page.split("## fairseq, torch and pip")[0]
-    messages = [line for line in re.findall(r"^\| `([^`]+)` \|", ours, re.MULTILINE)]
+    messages = re.findall(r"^\| `([^`]+)` \|", ours, re.MULTILINE)
     assert len(messages) > 25
     code = "\0".join(texts())
     lost = [message for message in messages if not all(part.strip() in code for part in message.split("…"))]

@@ -92,7 +92,9 @@ def test_fairseqs_hub_interface_gives_the_same(model):
 
     hub = FastDiSSModel.from_pretrained(str(BUNDLE))
     options = dict(decoding_steps=3, length_beam=2, noise_beam=2, decoding_choice="mbr")
-    assert hub.translate(SENTENCES, **options) == model.translate(SENTENCES, steps=3, length_beam=2, noise_beam=2, decoding_choice="mbr")
+    assert hub.translate(SENTENCES, **options) == model.translate(
+        SENTENCES, steps=3, length_beam=2, noise_beam=2, decoding_choice="mbr"
+    )
     assert hub.translate(SENTENCES[0], decoding_steps=1) == model.translate(SENTENCES[:1], steps=1)[0]
 
 

@@ -1,6 +1,6 @@
 """Load a server on this machine with as many clients as given, each asking one sentence after the other.
 
-    python examples/serving/load_test.py --port 8000 --clients 1 8 32 --steps 5 --requests 200
+python examples/serving/load_test.py --port 8000 --clients 1 8 32 --steps 5 --requests 200
 """
 
 import argparse
@@ -41,7 +41,13 @@ def load(port: int, clients: int, requests: int, steps: int) -> str:
     answers = [answer for one in each for answer in one]
     times = sorted(seconds * 1000 for _, seconds in answers)
     failed = sum(status != 200 for status, _ in answers)
-    cells = clients, steps, f"{len(answers) / wall:.1f}", f"{statistics.median(times):.0f}", f"{times[int(0.95 * len(times))]:.0f}"
+    cells = (
+        clients,
+        steps,
+        f"{len(answers) / wall:.1f}",
+        f"{statistics.median(times):.0f}",
+        f"{times[int(0.95 * len(times))]:.0f}",
+    )
     return "| " + " | ".join(map(str, [*cells, failed])) + " |"
 
 

@@ -129,7 +129,12 @@ def create_app(model: FastDiSS, limits: Limits = Limits()) -> FastAPI:
     @app.get("/health")
     async def health():
         batcher = app.state.batcher
-        return {"status": "ok", "waiting": batcher.queue.qsize(), "requests": batcher.requests, "batches": batcher.batches}
+        return {
+            "status": "ok",
+            "waiting": batcher.queue.qsize(),
+            "requests": batcher.requests,
+            "batches": batcher.batches,
+        }
 
     @app.post("/translate")
     async def translate(query: Query) -> Answer:

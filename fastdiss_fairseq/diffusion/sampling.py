@@ -117,7 +117,8 @@ def sample(
     z = gaussian(fold(key, "start"), *shape) * sampler.process.sigma(torch.ones(())) * sampler.temperature
     z_bar, result = torch.zeros_like(z), torch.zeros_like(z)
     taken = torch.zeros_like(rows)
-    now, history, previous = None, [], None
+    now: Optional[Read] = None
+    history, previous = [], None
     grid = [torch.tensor(t, dtype=torch.float64) for t in uniform_grid(steps)]
     for index, (t, s) in enumerate(zip(grid, grid[1:])):
         told, scale = sampler.told(t)

@@ -42,10 +42,13 @@ class Times(NamedTuple):
 
     def select(self, rows: Tensor) -> "Times":
         """The sentences ``rows``."""
-        return Times(*(part if part is None else part[rows] for part in self))
+        tokens, level = self.tokens[rows], self.level[rows]
+        if self.mixed is None or self.rank is None:
+            return Times(tokens, level)
+        return Times(tokens, level, self.mixed[rows], self.rank[rows])
 
     def _with_unknown(self) -> "Times":
-        if self.mixed is None:
+        if self.mixed is None or self.rank is None:
             return self
         unknown = (self.rank < self.level).to(self.level.dtype)
         return self._replace(tokens=torch.where(self.mixed, unknown, self.tokens))

@@ -99,14 +99,15 @@ class FastDiSSGenerator:
 
         steps, sampler, early_exit = decoding.steps, decoding.sampler, decoding.early_exit
         if sampler.solver == MASK_PREDICT:
-            found = mask_predict(denoise, read, model.embedding, key, mask, shape[1], steps, sampler, early_exit)
-            tokens, log_probs, history = found.tokens, found.log_probs, found.history
+            tokens, log_probs, taken, history = mask_predict(
+                denoise, read, model.embedding, key, mask, shape[1], steps, sampler, early_exit
+            )
         else:
             watched = read_all if decoding.history or early_exit else None
             found = sample(denoise, key, shape, steps, sampler, watched, early_exit, refine)
             tokens, log_probs = self.round(model, found.estimate, mask)
-            history = found.history
-        evaluations = found.steps * (2 if decoding.sampler.self_conditioning == "recompute" else 1)
+            taken, history = found.steps, found.history
+        evaluations = taken * (2 if decoding.sampler.self_conditioning == "recompute" else 1)
         return Candidates(tokens, log_probs, mask, evaluations, history)
 
     def _layout(self, model, src_tokens: Tensor, source: Source, decoding: Decoding):
@@ -138,7 +139,7 @@ class FastDiSSGenerator:
         found = read(states, table, [self.pad, self.bos, self.eos], mean=how == "expected")
         tokens[where], log_probs[where] = found.tokens, found.log_probs
         tokens, log_probs = tokens.masked_fill(last, self.eos), log_probs.masked_fill(last, 0.0)
-        if how == "expected":
+        if found.mean is not None:
             return tokens, log_probs, torch.zeros_like(estimate).index_put((where,), found.mean.type_as(estimate))
         return tokens, log_probs, estimate if how == "direct" else model.embedding(tokens)
 

@@ -107,7 +107,9 @@ def steps_table(words, hypothesis: Dict, caption: str) -> str:
         ]
         rows.append(f'<tr><th scope="row">step {number}</th>{"".join(cells)}</tr>')
         before = now
-    return f'<div class="scroll"><table><caption>{escape(caption)}</caption><tbody>{"".join(rows)}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 
 def candidates_table(texts: Sequence[str], found: List[Dict], choice: str) -> str:
@@ -117,9 +119,13 @@ def candidates_table(texts: Sequence[str], found: List[Dict], choice: str) -> st
     rows = []
     for rank, (text, hypothesis) in enumerate(zip(texts, found), 1):
         numbers = float(hypothesis["score"]), len(hypothesis["tokens"]), float(hypothesis["positional_scores"].mean())
-        cells = "".join(f'<td class="num">{n:.3f}</td>' if isinstance(n, float) else f'<td class="num">{n}</td>' for n in numbers)
+        cells = "".join(
+            f'<td class="num">{n:.3f}</td>' if isinstance(n, float) else f'<td class="num">{n}</td>' for n in numbers
+        )
         won = ' class="won"' if rank == 1 else ""
-        rows.append(f'<tr{won}><th scope="row">{rank}{" (chosen)" if rank == 1 else ""}</th>{cells}<td>{escape(text)}</td></tr>')
+        rows.append(
+            f'<tr{won}><th scope="row">{rank}{" (chosen)" if rank == 1 else ""}</th>{cells}<td>{escape(text)}</td></tr>'
+        )
     caption = f"Candidates. Chosen: {CHOICES[choice]} (score)."
     return (
         f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead>{head}</thead>'
