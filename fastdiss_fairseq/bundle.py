@@ -1,6 +1,5 @@
 """Bundles: folders with weights, dictionaries, BPE codes and checksums, made by ``fastdiss-export``."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -9,19 +8,11 @@ from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPECo
 
 from .compat import FastDiSSError
 from .generation.config import decoding_defaults
+from .tools.records import sha256
 
 WEIGHTS = "model.pt"
 DESCRIPTION = "bundle.json"
 CODES = "codes"
-
-
-def sha256(path) -> str:
-    """The checksum of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Bundle:

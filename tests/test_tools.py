@@ -13,8 +13,7 @@ from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, gener
 
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.tools import ablate, report, scoring, sweep
-from fastdiss_fairseq.bundle import sha256
-from fastdiss_fairseq.tools.records import Records
+from fastdiss_fairseq.tools.records import Records, sha256
 
 WORDS = "a man walks down the old street with his small brown dog".split()
 

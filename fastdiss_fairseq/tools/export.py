@@ -18,10 +18,10 @@ from omegaconf import OmegaConf, open_dict
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import data_utils
 
-from ..bundle import CODES, DESCRIPTION, WEIGHTS, Bundle, sha256
+from ..bundle import CODES, DESCRIPTION, WEIGHTS, Bundle
 from ..compat import FastDiSSError
 from .command import run_as_command
-from .records import versions
+from .records import sha256, versions
 
 
 def get_parser() -> argparse.ArgumentParser:

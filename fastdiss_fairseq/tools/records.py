@@ -1,5 +1,6 @@
 """Result files: lists of flat records in JSON, written whole after each record, read back on resuming."""
 
+import hashlib
 import json
 import os
 import platform
@@ -76,6 +77,15 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
+
+
+def sha256(path) -> str:
+    """The checksum of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -21,14 +21,13 @@ from tqdm import tqdm
 
 from fairseq import checkpoint_utils, utils
 
-from ..bundle import sha256
 from ..compat import FastDiSSError
 from ..diffusion.sampling import DECODING_SOLVERS, SELF_CONDITIONING
 from ..generation.config import CHOICES, ESTIMATES, DecodingConfig
 from ..generation.generator import check_models
 from . import report, scoring
 from .command import run_as_command
-from .records import Records, clock, device, device_name, peak_memory_mb, versions
+from .records import Records, clock, device, device_name, peak_memory_mb, sha256, versions
 
 #: The settings of a cell, and the option of decoding that each is.
 SETTINGS = {
