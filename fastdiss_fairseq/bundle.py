@@ -1,4 +1,4 @@
-"""Bundles: folders with weights, dictionaries, BPE codes and checksums, made by ``fastdiss-export``."""
+"""Reading the folders that ``fastdiss-export`` makes: what fairseq's loading functions must be told of them."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,8 @@ from pathlib import Path
 from fairseq.data.encoders.moses_tokenizer import MosesTokenizer, MosesTokenizerConfig
 from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPEConfig
 
-from .compat import FastDiSSError
 from .generation.config import decoding_defaults
-from .tools.records import sha256
-
-WEIGHTS = "model.pt"
-DESCRIPTION = "bundle.json"
-CODES = "codes"
+from .tools.export import DESCRIPTION, WEIGHTS, verify
 
 
 class Bundle:
@@ -20,6 +15,7 @@ class Bundle:
 
     Attributes:
         folder: where it is.
+        weights: its checkpoint.
         description: what ``bundle.json`` says.
         languages: the source and target languages of the data.
 
@@ -29,16 +25,9 @@ class Bundle:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        try:
-            self.description = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
-            expected = self.description["sha256"]
-        except (OSError, ValueError, KeyError) as error:
-            raise FastDiSSError(f"{folder} is no bundle: {error}") from None
-        for name, checksum in expected.items():
-            if not (self.folder / name).is_file():
-                raise FastDiSSError(f"{folder} lacks {name}")
-            if sha256(self.folder / name) != checksum:
-                raise FastDiSSError(f"{self.folder / name} is not the file that was exported: its checksum differs")
+        verify(self.folder)
+        self.weights = self.folder / WEIGHTS
+        self.description = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
         self.languages = self.description["source_lang"], self.description["target_lang"]
 
     @staticmethod
@@ -52,7 +41,7 @@ class Bundle:
     def text_codecs(self):
         """fairseq's tokeniser and BPE for raw text; None twice where the bundle has no codes, so that text comes
         and goes as the model's tokens, separated by spaces."""
-        codes = self.folder / CODES
+        codes = self.folder / "codes"
         if not codes.is_file():
             return None, None
         source, target = self.description.get("tokenizer_langs", self.languages)

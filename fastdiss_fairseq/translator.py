@@ -13,7 +13,7 @@ import torch
 
 from fairseq import checkpoint_utils, utils
 
-from .bundle import WEIGHTS, Bundle
+from .bundle import Bundle
 from .compat import FastDiSSError
 from .generation.config import positive
 
@@ -58,9 +58,7 @@ class FastDiSS:
         """
         bundle = Bundle(folder)
         overrides = {"data": str(folder), "eval_bleu": False, **bundle.task_options()}
-        models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-            [str(bundle.folder / WEIGHTS)], arg_overrides=overrides
-        )
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(bundle.weights)], arg_overrides=overrides)
         if reranker is not None:
             if not Path(reranker).is_file():
                 raise FastDiSSError(f"no checkpoint {reranker}")

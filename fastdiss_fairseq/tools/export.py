@@ -18,10 +18,12 @@ from omegaconf import OmegaConf, open_dict
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import data_utils
 
-from ..bundle import CODES, DESCRIPTION, WEIGHTS, Bundle
 from ..compat import FastDiSSError
 from .command import run_as_command
 from .records import sha256, versions
+
+WEIGHTS = "model.pt"
+DESCRIPTION = "bundle.json"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -71,7 +73,7 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dic
     for file in files:
         if not file.is_file():
             raise FastDiSSError(f"no dictionary {file}")
-    files += [data / CODES] if (data / CODES).is_file() else []
+    files += [data / "codes"] if (data / "codes").is_file() else []
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, folder / file.name)
@@ -98,10 +100,23 @@ def tokenizer_languages(data: Path) -> Optional[List[str]]:
         return None
 
 
+def verify(folder: Path) -> None:
+    """Raise FastDiSSError unless every file of a bundle has its checksum."""
+    try:
+        expected = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FastDiSSError(f"{folder} is no bundle: {error}") from None
+    for name, checksum in expected.items():
+        if not (folder / name).is_file():
+            raise FastDiSSError(f"{folder} lacks {name}")
+        if sha256(folder / name) != checksum:
+            raise FastDiSSError(f"{folder / name} is not the file that was exported: its checksum differs")
+
+
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
     if args.verify:
-        Bundle(args.verify)
+        verify(args.verify)
         print(f"{args.verify}: all checksums agree")
         return
     if not (args.checkpoint and args.data and args.output):
