@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -132,16 +133,59 @@ def within_limits(source, target, max_tokens, max_ratio):
 # ---------------------------------------------------------------------- segmentation
 
 
-def moses(lang):
-    """A tokeniser that does what fairseq's `--tokenizer moses` does by default."""
+def from_sacremoses(name):
+    """A class of sacremoses."""
     try:
-        from sacremoses import MosesTokenizer
+        import sacremoses
     except ImportError:
         raise PreparationError("please install sacremoses: pip install sacremoses") from None
-    tokenizer = MosesTokenizer(lang)
+    return getattr(sacremoses, name)
+
+
+def moses(lang):
+    """A tokeniser that does what fairseq's `--tokenizer moses` does by default."""
+    tokenizer = from_sacremoses("MosesTokenizer")(lang)
     return lambda line: tokenizer.tokenize(
         line, aggressive_dash_splits=True, return_str=True, escape=True
     )
+
+
+def detokeniser(lang):
+    """A function that undoes Moses tokenisation."""
+    detokenizer = from_sacremoses("MosesDetokenizer")(lang)
+    return lambda line: detokenizer.detokenize(line.split())
+
+
+def map_lines(make, argument, lines, workers):
+    """`make(argument)` of every line, in so many processes."""
+    if workers == 1:
+        return list(map(make(argument), lines))
+    with multiprocessing.Pool(workers, _set_function, (make, argument)) as pool:
+        return pool.map(_call_function, lines, chunksize=5000)
+
+
+def _set_function(make, argument):
+    global _function
+    _function = make(argument)
+
+
+def _call_function(line):
+    return _function(line)
+
+
+def map_sides(make, arguments, splits, workers):
+    """The splits with `make(argument)` of every line, an argument for each side."""
+    return {
+        name: list(
+            zip(
+                *(
+                    map_lines(make, argument, side, workers)
+                    for argument, side in zip(arguments, zip(*pairs))
+                )
+            )
+        )
+        for name, pairs in splits.items()
+    }
 
 
 def learn_bpe(lines, merges, path):
@@ -164,19 +208,13 @@ def segmenter(path):
     return lambda line: bpe.process_line(line)
 
 
-def segment(splits, merges, tokenizer_langs, codes):
+def segment(splits, args, codes):
     """Tokenise all splits, learn BPE on train, apply it everywhere."""
-    tokenizers = [moses(lang) for lang in tokenizer_langs]
-    tokenised = {
-        name: [tuple(tok(text) for tok, text in zip(tokenizers, pair)) for pair in pairs]
-        for name, pairs in splits.items()
-    }
-    learn_bpe((side for pair in tokenised["train"] for side in pair), merges, codes)
-    split = segmenter(codes)
-    return {
-        name: [tuple(split(side) for side in pair) for pair in pairs]
-        for name, pairs in tokenised.items()
-    }
+    tokenised = splits
+    if not args.tokenised:
+        tokenised = map_sides(moses, args.tokenizer_langs, splits, args.workers)
+    learn_bpe((side for pair in tokenised["train"] for side in pair), args.merges, codes)
+    return map_sides(segmenter, (codes, codes), tokenised, args.workers)
 
 
 # --------------------------------------------------------------------------- writing
@@ -235,15 +273,18 @@ def build(folder, splits, args):
     """Fill `folder` and return its statistics."""
     langs = (args.source_lang, args.target_lang)
     splits, counts = clean(splits, args.keep_eval, args.distinct_opening)
-    segmented = segment(splits, args.merges, args.tokenizer_langs, folder / "codes")
+    segmented = segment(splits, args, folder / "codes")
     keep = [within_limits(*pair, args.max_tokens, args.max_ratio) for pair in segmented["train"]]
     for table in (splits, segmented):
         table["train"] = [pair for pair, kept in zip(table["train"], keep) if kept]
     counts["train"]["length"] = len(splits["train"])
     if not splits["train"]:
         raise PreparationError("no pairs are left in train: see --max-tokens and --max-ratio")
-    for name in SPLITS[1:]:
-        write_pairs(folder / "raw" / name, langs, splits[name])
+    raw = {name: splits[name] for name in SPLITS[1:]}
+    if args.tokenised:
+        raw = map_sides(detokeniser, args.tokenizer_langs, raw, args.workers)
+    for name, pairs in raw.items():
+        write_pairs(folder / "raw" / name, langs, pairs)
     with tempfile.TemporaryDirectory() as text:
         for name in SPLITS:
             write_pairs(Path(text) / name, langs, segmented[name])
@@ -261,10 +302,12 @@ def build(folder, splits, args):
 def settings_of(args, splits):
     """The settings, and a digest of the input, that decide what the output folder holds."""
     names = ("source_lang", "target_lang", "tokenizer_langs", "merges")
-    names += ("max_tokens", "max_ratio", "distinct_opening", "keep_eval")
+    names += ("max_tokens", "max_ratio", "distinct_opening", "keep_eval", "tokenised")
     settings = {name: getattr(args, name) for name in names}
-    text = json.dumps([splits[name] for name in SPLITS])
-    settings["input_sha256"] = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    digest = hashlib.sha256()
+    for piece in json.JSONEncoder().iterencode([splits[name] for name in SPLITS]):
+        digest.update(piece.encode("utf-8"))
+    settings["input_sha256"] = digest.hexdigest()
     return settings
 
 
@@ -275,6 +318,7 @@ def check_finished(destination, langs, settings):
     if not finished(destination, langs):
         raise PreparationError(f"{destination} is not a finished preparation: please remove it")
     known = json.loads((destination / "stats.json").read_text(encoding="utf-8"))["settings"]
+    known.setdefault("tokenised", False)  # folders made before there was a choice
     for name, value in settings.items():
         if known.get(name) != value:
             raise PreparationError(
@@ -292,8 +336,11 @@ def prepare(args):
     settings = settings_of(args, splits)
     if check_finished(destination, langs, settings):
         print(f"{destination} is finished already and is reused as it is")
-        return json.loads((destination / "stats.json").read_text(encoding="utf-8"))
-    stats = {"settings": settings}
+        stats = json.loads((destination / "stats.json").read_text(encoding="utf-8"))
+        if args.recipe and stats.get("recipe") != args.recipe:
+            write_stats(destination, {**stats, "recipe": args.recipe})
+        return stats
+    stats = {"recipe": args.recipe, "settings": settings}
     if args.about:
         stats["about"] = json.loads(Path(args.about).read_text(encoding="utf-8"))
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -303,10 +350,15 @@ def prepare(args):
         folder = Path(workplace) / "folder"
         folder.mkdir()
         stats.update(build(folder, splits, args))
-        text = json.dumps(stats, indent=2, ensure_ascii=False) + "\n"
-        (folder / "stats.json").write_text(text, encoding="utf-8")
+        write_stats(folder, stats)
         folder.rename(destination)
     return stats
+
+
+def write_stats(folder, stats):
+    """Write `stats.json`."""
+    text = json.dumps(stats, indent=2, ensure_ascii=False) + "\n"
+    (folder / "stats.json").write_text(text, encoding="utf-8")
 
 
 def report(stats):
@@ -336,6 +388,11 @@ def get_parser():
         metavar="LANG",
         help="Moses languages of both sides (default: --source-lang and --target-lang)",
     )
+    parser.add_argument(
+        "--tokenised",
+        action="store_true",
+        help="the text is tokenised already and stays so; raw/ in the output folder has it detokenised",
+    )
     parser.add_argument("--merges", type=int, default=8000, help="number of BPE merges")
     parser.add_argument("--max-tokens", type=int, default=175, help="longest side of a train pair")
     parser.add_argument(
@@ -352,8 +409,11 @@ def get_parser():
     parser.add_argument(
         "--keep-eval", action="store_true", help="leave valid and test complete, clean only train"
     )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="the recipe's folder under examples/, for train.sh and evaluate.sh"
+    )
     parser.add_argument("--about", metavar="FILE", help="JSON file to include in stats.json")
-    parser.add_argument("--workers", type=int, default=1, help="for fairseq-preprocess")
+    parser.add_argument("--workers", type=int, default=1, help="processes that tokenise, apply BPE and binarise")
     return parser
 
 

@@ -95,7 +95,7 @@ def broken(kind, tmp_path):
     files = members()
     if kind == "lacks":
         del files["de-en/IWSLT14.TED.tst2011.de-en.en.xml"]
-    if kind == "lines of de":
+    if kind == "lines on one side":
         files["de-en/train.tags.de-en.en"] += "one more\n"
     archive = write_archive(tmp_path / "de-en.tgz", files)
     if kind == "damaged":
@@ -105,7 +105,7 @@ def broken(kind, tmp_path):
     return archive
 
 
-@pytest.mark.parametrize("kind", ["lacks", "lines of de", "damaged", "IWSLT14 names no file"])
+@pytest.mark.parametrize("kind", ["lacks", "lines on one side", "damaged", "IWSLT14 names no file"])
 def test_a_wrong_archive_is_one_line_and_leaves_nothing(kind, tmp_path):
     done = prepare(IWSLT14, tmp_path / "out", IWSLT14=broken(kind, tmp_path))
     assert done.returncode == 1 and "Traceback" not in done.stderr

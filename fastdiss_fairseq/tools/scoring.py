@@ -1,4 +1,4 @@
-"""Score text against raw references: sacreBLEU's BLEU and chrF, ROUGE, and significance.
+"""Score text against raw references: sacreBLEU's BLEU and chrF, ROUGE, metrics of single tasks, and significance.
 
     fastdiss-score generate.txt data-bin/multi30k_de_en/raw/test.en
 
@@ -10,14 +10,18 @@ import argparse
 import json
 import random
 import re
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from ..compat import FastDiSSError
+from . import task_metrics
 from .command import run_as_command
 
 HYPOTHESIS = re.compile(r"D-(\d+)\t[^\t]*\t(.*)")
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 METRICS = ("BLEU", "chrF", *ROUGE)
+#: Metrics that single tasks are reported with: BLEU of Moses tokens, also with words split at hyphens; the mean of
+#: sentences' BLEU; SARI.
+TASK_METRICS = ("tokBLEU", "compoundBLEU", "sentenceBLEU", "SARI")
 RESAMPLES = 1000
 
 
@@ -58,21 +62,31 @@ def detokenise(lines: Sequence[str], lang: str) -> List[str]:
     return [detokenizer.detokenize(line.split()) for line in lines]
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], metrics: Sequence[str]) -> Dict[str, Score]:
+def score(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    metrics: Sequence[str],
+    lang: str = "en",
+    sources: Optional[Sequence[str]] = None,
+) -> Dict[str, Score]:
     """Corpus scores of detokenised hypotheses, one for each reference.
 
     Args:
-        metrics: names of :data:`METRICS`.
+        metrics: names of :data:`METRICS` or :data:`TASK_METRICS`.
+        lang: the language, for the metrics that tokenise as Moses does.
+        sources: raw sources, which SARI needs.
 
     Raises:
-        FastDiSSError: another number of references, an unknown metric, or ROUGE not installed.
+        FastDiSSError: another number of references or sources, an unknown metric, or ROUGE not installed.
     """
-    check_metrics(metrics)
+    check_metrics(metrics, METRICS + TASK_METRICS)
     if len(hypotheses) != len(references):
         raise FastDiSSError(f"{len(hypotheses)} hypotheses but {len(references)} references")
     scores = {}
     for name in metrics:
-        if name in ROUGE:
+        if name in TASK_METRICS:
+            scores[name] = task_score(name, hypotheses, references, lang, sources)
+        elif name in ROUGE:
             values = rouge_of_sentences(hypotheses, references, name)
             scores[name] = Score(round(sum(values) / len(values), 2), rouge_signature())
         else:
@@ -82,11 +96,30 @@ def score(hypotheses: Sequence[str], references: Sequence[str], metrics: Sequenc
     return scores
 
 
-def check_metrics(metrics: Sequence[str]) -> None:
+def task_score(name: str, hypotheses, references, lang: str, sources) -> Score:
+    """A score of :data:`TASK_METRICS`."""
+    if name == "SARI":
+        if sources is None or len(sources) != len(hypotheses):
+            raise FastDiSSError(f"SARI needs the sources (--source), one for each of the {len(hypotheses)} hypotheses")
+        value = task_metrics.sari(sources, hypotheses, [[line] for line in references])
+        return Score(round(value, 2), "nrefs:1|case:lc|tok:13a|mean over sentences")
+    if name == "sentenceBLEU":
+        value = task_metrics.sentence_bleu(hypotheses, references, lang)
+        return Score(round(value, 2), "nrefs:1|case:lc|tok:moses|smooth:nltk-4|mean over sentences")
+    from sacrebleu.metrics import BLEU
+
+    metric = BLEU(tokenize="none", smooth_method="none", force=True)
+    split = name == "compoundBLEU"
+    texts = [task_metrics.moses_tokens(lines, lang, split) for lines in (hypotheses, references)]
+    value = metric.corpus_score(texts[0], [texts[1]]).score
+    return Score(round(value, 2), str(metric.get_signature()).replace("tok:none", "tok:moses" + "-compound" * split))
+
+
+def check_metrics(metrics: Sequence[str], known: Sequence[str] = METRICS) -> None:
     """Raise FastDiSSError at an unknown metric."""
     for name in metrics:
-        if name not in METRICS:
-            raise FastDiSSError(f"unknown metric '{name}' (known: {', '.join(METRICS)})")
+        if name not in known:
+            raise FastDiSSError(f"unknown metric '{name}' (known: {', '.join(known)})")
 
 
 def sacrebleu_metric(name: str):
@@ -149,8 +182,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--detokenize", metavar="LANG", help="undo Moses tokenisation first: for fairseq-generate without --tokenizer"
     )
     parser.add_argument(
-        "--metrics", nargs="+", default=["BLEU", "chrF"], metavar="NAME", help=f"of {', '.join(METRICS)}"
+        "--metrics",
+        nargs="+",
+        default=["BLEU", "chrF"],
+        metavar="NAME",
+        help=f"of {', '.join(METRICS + TASK_METRICS)} (the last needs --source)",
     )
+    parser.add_argument("--source", metavar="FILE", help="raw source, one sentence a line")
     return parser
 
 
@@ -159,7 +197,8 @@ def main(arguments=None):
     hypotheses = read_hypotheses(args.generated)
     if args.detokenize:
         hypotheses = detokenise(hypotheses, args.detokenize)
-    scores = score(hypotheses, read_lines(args.reference), args.metrics)
+    sources = read_lines(args.source) if args.source else None
+    scores = score(hypotheses, read_lines(args.reference), args.metrics, args.detokenize or "en", sources)
     result = {name: found._asdict() for name, found in scores.items()}
     print(json.dumps({"sentences": len(hypotheses), **result}, indent=2))
 

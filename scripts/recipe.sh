@@ -1,0 +1,107 @@
+# Sourced by examples/*.sh and by the prepare.sh of every recipe.
+#
+# PYTHON=PROGRAM  the Python to use (default: python3)
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+
+die() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+# usage: dies with the comment at the head of the calling script.
+usage() {
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
+    exit 1
+}
+
+# read_arguments NAME "$@": sets `destination` (the first argument, or data-bin/NAME), `options` (all others) and
+# `recipe`, the calling script's folder under examples/.
+read_arguments() {
+    command -v "$python" > /dev/null || die "there is no $python: set PYTHON to a Python with fairseq"
+    recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
+    recipe=${recipe#"$root/examples/"}
+    destination=$root/data-bin/$1
+    shift
+    if [[ $# -gt 0 && $1 != -* ]]; then
+        destination=$1
+        shift
+    fi
+    options=("$@")
+}
+
+# check_whole FILE NAME [SHA256]: removes FILE and dies unless it is whole; where the publisher gives no checksum, a
+# compressed file's own is read.  NAME tells its format and stands in the message.
+check_whole() {
+    local file=$1 name=$2 expected=${3:-} found
+    if [[ -n $expected ]]; then
+        found=$("$python" "$root/scripts/archives.py" sha256 "$file") || die "cannot read $file"
+        [[ $found == "$expected" ]] || { rm -f "$file"; die "$name: its SHA-256 is $found, not $expected, so it is removed"; }
+    elif [[ $name == *gz ]]; then
+        gzip --test "$file" 2> /dev/null || { rm -f "$file"; die "$name is no gzip file, or was cut short"; }
+    elif [[ $name == *.zip ]]; then
+        "$python" -m zipfile -t "$file" > /dev/null 2>&1 || { rm -f "$file"; die "$name is no zip file, or was cut short"; }
+    fi
+}
+
+# download VARIABLE URL FILE [SHA256]: FILE gets its name only once it is whole, and an interrupted download goes on.
+# VARIABLE is what the user may set instead.
+download() {
+    local variable=$1 url=$2 file=$3
+    [[ -f $file ]] && return
+    [[ -n $url ]] || die "there is no public address to download from: set $variable (see ${0})"
+    command -v curl > /dev/null || die "curl is missing; download $url yourself and set $variable"
+    mkdir -p "$(dirname "$file")"
+    echo "downloading $url"
+    curl --fail --location --silent --show-error --retry 3 --continue-at - --output "$file.part" "$url" ||
+        die "cannot download $url (or set $variable)"
+    check_whole "$file.part" "${file##*/}" "${4:-}"
+    mv "$file.part" "$file"
+}
+
+# locate VARIABLE URL FILE [SHA256]: sets `archive` to the file or folder that VARIABLE names, or to FILE, downloaded.
+locate() {
+    archive=${!1:-}
+    if [[ -z $archive ]]; then
+        download "$@"
+        archive=$3
+    fi
+    [[ -e $archive ]] || die "$1 names no file: $archive"
+}
+
+# raw_folder: sets `raw` to a folder that the exit removes.
+raw_folder() {
+    raw=$(mktemp -d)
+    trap 'rm -rf "$raw"' EXIT
+}
+
+# extract LAYOUT [OPTION ...]: the publisher's files in `archive` -> raw text in `raw`.
+extract() {
+    raw_folder
+    "$python" "$root/scripts/published_corpus.py" "$1" "$archive" "$raw" "${@:2}"
+}
+
+# extract_debian CORPUS [OPTION ...]: Debian's package descriptions -> raw text in `raw`.
+extract_debian() {
+    local text=${DEBIAN_TEXT:-$root/data-bin/debian_text}
+    raw_folder
+    "$python" "$root/scripts/debian_corpus.py" fetch "$text"
+    "$python" "$root/scripts/debian_corpus.py" "$1" "$text" "$raw" "${@:2}"
+}
+
+# make_data RAW OPTION ...: raw text -> the data folder.
+make_data() {
+    "$python" "$root/scripts/prepare_pairs.py" "$destination" --recipe "$recipe" \
+        --trainpref "$1/train" --validpref "$1/valid" --testpref "$1/test" "${@:2}" "${options[@]}"
+}
+
+# setting DATA NAME: what prepare.sh wrote down about a data folder: the value of settings.NAME, or of NAME.
+setting() {
+    "$python" - "$1/stats.json" "$2" 2> /dev/null << 'PROGRAM' || die "$1 does not say its $2: was it made by a prepare.sh of this repository?"
+import json, sys
+stats = json.load(open(sys.argv[1], encoding="utf-8"))
+value = {**stats, **stats["settings"]}[sys.argv[2]]
+print(*(value if isinstance(value, list) else [value]))
+PROGRAM
+}
