@@ -192,6 +192,14 @@ def test_second_run_reuses_a_finished_folder(prepared):
     assert (out / "codes").stat().st_mtime_ns == before
 
 
+def test_several_processes_make_the_same_folder(prepared, tmp_path):
+    raw, out, _ = prepared
+    result = run("prepare_pairs.py", *command(raw, tmp_path / "out", "--workers=2"))
+    assert result.returncode == 0, result.stderr
+    for name in ("train.de-en.de.bin", "codes", "dict.de.txt", "raw/test.en"):
+        assert (tmp_path / "out" / name).read_bytes() == (out / name).read_bytes()
+
+
 def test_other_settings_or_other_text_are_not_reused(prepared, tmp_path):
     raw, out, _ = prepared
     other = run("prepare_pairs.py", *command(raw, out, "--merges=31"))
