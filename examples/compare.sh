@@ -14,8 +14,8 @@
 # Writes OUTPUT/test: results.json, table.md, plots.  What is finished is not repeated.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[[ $# -ge 3 ]] || { sed -n 's/^# \{0,1\}//;2,14p' "$0" >&2; exit 1; }
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/recipe.sh"
+[[ $# -ge 3 ]] || usage
 data=$1 output=$2
 shift 2
 export UPDATES=${UPDATES:-1800} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
@@ -23,9 +23,8 @@ read -ra steps <<< "${STEPS:-1 2 5 10 20}"
 read -ra metrics <<< "${METRICS:-BLEU chrF}"
 read -ra device <<< "${DEVICE:-}"
 
-target=$("${PYTHON:-python}" -c 'import json, sys; print(json.load(open(sys.argv[1]))["settings"]["target_lang"])' "$data/stats.json") ||
-    { echo "compare.sh: $data was not made by a prepare.sh of this repository" >&2; exit 1; }
-language=$("${PYTHON:-python}" -c 'import json, sys; print(json.load(open(sys.argv[1]))["settings"]["tokenizer_langs"][1])' "$data/stats.json")
+target=$(setting "$data" target_lang)
+languages=$(setting "$data" tokenizer_langs)
 
 ours=() outputs=()
 for system in "$@"; do
@@ -54,4 +53,4 @@ if [[ ${#ours[@]} -gt 0 ]]; then
     paths=(--path "${paths[@]}" --systems "${ours[@]}")
 fi
 fastdiss-sweep "$data" "${paths[@]}" ${outputs[@]+--outputs "${outputs[@]}"} --reference "$data/raw/test.$target" \
-    --detokenize "$language" --metrics "${metrics[@]}" --steps "${steps[@]}" --output "$output/test" "${device[@]}"
+    --detokenize "${languages##* }" --metrics "${metrics[@]}" --steps "${steps[@]}" --output "$output/test" "${device[@]}"

@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Read publishers' archives.
-
-    archives.py sha256 FILE
-"""
+"""Publishers' archives: read their files, or print a checksum (``archives.py sha256 FILE``)."""
 
 import gzip
 import hashlib

@@ -96,18 +96,20 @@ def drop_shared_openings(pairs, held_out, words):
     return [pair for pair in pairs if tuple(opening(pair)) not in known]
 
 
-def clean(splits, keep_eval=False, distinct_opening=0):
+def clean(splits, keep_eval=False, distinct_opening=0, as_published=False):
     """Drop empty pairs, duplicates and overlap; returns the splits and the counts by stage.
 
     Test wins over valid and valid over train. With `keep_eval`, valid and test stay as
-    they are (official test sets) and only train is cleaned.
+    they are (official test sets) and only train is cleaned; with `as_published` train
+    loses its empty pairs only, as the literature's training sets do.
     """
     cleaned, counts = {}, {}
     for name in reversed(SPLITS):
         pairs, count = splits[name], {"read": len(splits[name])}
-        if name == "train" or not keep_eval:
+        if name == "train" or not (keep_eval or as_published):
             pairs = [pair for pair in pairs if has_text(pair[0]) and has_text(pair[1])]
             count["not_empty"] = len(pairs)
+        if not as_published and (name == "train" or not keep_eval):
             pairs = drop_duplicates(pairs)
             count["unique"] = len(pairs)
             held_out = sum(cleaned.values(), [])
@@ -272,7 +274,7 @@ def finished(destination, langs):
 def build(folder, splits, args):
     """Fill `folder` and return its statistics."""
     langs = (args.source_lang, args.target_lang)
-    splits, counts = clean(splits, args.keep_eval, args.distinct_opening)
+    splits, counts = clean(splits, args.keep_eval, args.distinct_opening, args.as_published)
     segmented = segment(splits, args, folder / "codes")
     keep = [within_limits(*pair, args.max_tokens, args.max_ratio) for pair in segmented["train"]]
     for table in (splits, segmented):
@@ -302,7 +304,7 @@ def build(folder, splits, args):
 def settings_of(args, splits):
     """The settings, and a digest of the input, that decide what the output folder holds."""
     names = ("source_lang", "target_lang", "tokenizer_langs", "merges")
-    names += ("max_tokens", "max_ratio", "distinct_opening", "keep_eval", "tokenised")
+    names += ("max_tokens", "max_ratio", "distinct_opening", "keep_eval", "as_published", "tokenised")
     settings = {name: getattr(args, name) for name in names}
     digest = hashlib.sha256()
     for piece in json.JSONEncoder().iterencode([splits[name] for name in SPLITS]):
@@ -318,7 +320,7 @@ def check_finished(destination, langs, settings):
     if not finished(destination, langs):
         raise PreparationError(f"{destination} is not a finished preparation: please remove it")
     known = json.loads((destination / "stats.json").read_text(encoding="utf-8"))["settings"]
-    known.setdefault("tokenised", False)  # folders made before there was a choice
+    known = {"as_published": False, "tokenised": False, **known}  # folders made before there was a choice
     for name, value in settings.items():
         if known.get(name) != value:
             raise PreparationError(
@@ -408,6 +410,12 @@ def get_parser():
     )
     parser.add_argument(
         "--keep-eval", action="store_true", help="leave valid and test complete, clean only train"
+    )
+    parser.add_argument(
+        "--as-published",
+        action="store_true",
+        help="leave valid and test complete, and drop nothing from train but empty and over-long pairs: "
+        "not even those that valid or test have too",
     )
     parser.add_argument(
         "--recipe", metavar="NAME", help="the recipe's folder under examples/, for train.sh and evaluate.sh"

@@ -207,7 +207,9 @@ def main(argv=None):
     parser.add_argument("layout", choices=LAYOUTS)
     parser.add_argument("archive", help="archive, folder or file that the publisher calls so")
     parser.add_argument("raw", help="folder to write to")
-    parser.add_argument("--source-lang", default="en", choices=["de", "en"], help="wmt14: which side test sets translate")
+    parser.add_argument(
+        "--source-lang", default="en", choices=["de", "en"], help="wmt14: which side test sets translate"
+    )
     args = parser.parse_args(argv)
     try:
         langs, splits = LAYOUTS[args.layout](args.archive, args)

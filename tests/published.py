@@ -58,7 +58,10 @@ def headlines():
     unknown = {"train": "<unk>", "valid": "<unk>", "test": "UNK"}
     return {
         split: (
-            "".join(f"the {' '.join(words)} {unknown[split]} 's #.## -lrb- {words[0]} -rrb- , it said .\n" for words, _, _ in rows),
+            "".join(
+                f"the {' '.join(words)} {unknown[split]} 's #.## -lrb- {words[0]} -rrb- , it said .\n"
+                for words, _, _ in rows
+            ),
             "".join(f"{words[0]} {unknown[split]} 's {words[-1]}\n" for words, _, _ in rows),
         )
         for split, rows in splits().items()
@@ -92,7 +95,10 @@ def diffuseq(folder, name):
     """DiffuSeq's folder of three files of JSON lines."""
     (folder / name).mkdir(parents=True)
     for split, rows in splits().items():
-        lines = ({"src": f"How long is the {' '.join(words)}?", "trg": f"What is {words[0]}'s {words[1]}?"} for words, _, _ in rows)
+        lines = (
+            {"src": f"How long is the {' '.join(words)}?", "trg": f"What is {words[0]}'s {words[1]}?"}
+            for words, _, _ in rows
+        )
         (folder / name / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder / name
 
@@ -123,9 +129,14 @@ def wmt14(folder):
         "training-parallel-nc-v9.tgz": ("training/news-commentary-v9.de-en", rows["train"][50:]),
     }
     for archive, (prefix, part) in corpora.items():
-        files = {f"{prefix}.{lang}": text(row[side] for row in part).replace(" .", " „gut“.") for lang, side in langs.items()}
+        files = {
+            f"{prefix}.{lang}": text(row[side] for row in part).replace(" .", " „gut“.") for lang, side in langs.items()
+        }
         write_tar(folder / archive, {prefix.replace("de-en", "fr-en") + ".fr": "autre\n", **files})
-    for archive, prefix, part in (("dev.tgz", "dev/newstest2013", "valid"), ("test-full.tgz", "test-full/newstest2014-deen", "test")):
+    for archive, prefix, part in (
+        ("dev.tgz", "dev/newstest2013", "valid"),
+        ("test-full.tgz", "test-full/newstest2014-deen", "test"),
+    ):
         files = {}
         for lang, side in langs.items():
             lines = [f"Q&amp;A: {' '.join(row[side])} „so“ ." for row in rows[part]]
@@ -136,7 +147,9 @@ def wmt14(folder):
 
 def wmt16_en_ro(path):
     """wmt16.tar.gz of Lee et al.: tokenised, with BPE, and a distilled training set beside."""
-    bpe = lambda lines: "".join(" ".join(f"{w[:3]}@@ {w[3:]}" if len(w) > 4 else w for w in words) + " &apos;s .\n" for words in lines)
+    bpe = lambda lines: "".join(
+        " ".join(f"{w[:3]}@@ {w[3:]}" if len(w) > 4 else w for w in words) + " &apos;s .\n" for words in lines
+    )
     names = {"train": "train/corpus", "valid": "dev/dev", "test": "test/test"}
     files = {"wmt16/en-ro/distill/enro/corpus.bpe.ro": "not read\n"}
     for split, rows in splits().items():

@@ -1,5 +1,6 @@
 """The recipes of the paper's benchmarks on small archives of the publishers' layouts, from the archive to a score."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -37,8 +38,15 @@ tool = load_corpus_tool()
 
 def call(script, *arguments, limit="", root=ROOT, **environment):
     """Run a script of examples/; ``limit`` are options of ulimit."""
-    variables = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **{k: str(v) for k, v in environment.items()}}
-    variables["PATH"] = str(environment.get("PATH", "")) or os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        **{k: str(v) for k, v in environment.items()},
+    }
+    variables["PATH"] = str(environment.get("PATH", "")) or os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ["PATH"]]
+    )
     line = ["bash", "-c", f'{limit and f"ulimit {limit}; "}exec bash "$@"', "bash", str(root / "examples" / script)]
     return subprocess.run([*line, *map(str, arguments)], capture_output=True, encoding="utf-8", env=variables)
 
@@ -60,7 +68,11 @@ def archive_for(recipe, folder):
 
 def test_both_archives_of_gigaword_hold_the_same(tmp_path):
     langs, found = tool.gigaword(published.gigaword(tmp_path / "summary.tar.gz"), None)
-    assert langs == ("article", "title") and {name: len(pairs) for name, pairs in found.items()} == {"train": 60, "valid": 4, "test": 5}
+    assert langs == ("article", "title") and {name: len(pairs) for name, pairs in found.items()} == {
+        "train": 60,
+        "valid": 4,
+        "test": 5,
+    }
     assert all("UNK 's" in article and "UNK" in title for article, title in found["train"] + found["test"])
     assert tool.gigaword(published.gigaword_of_unilm(tmp_path / "ggw_data.zip"), None)[1] == found
 
@@ -107,7 +119,11 @@ def test_bpe_of_wmt16_is_undone(tmp_path):
 
 
 def test_sides_of_different_length_are_refused(tmp_path):
-    files = {f"en-ro/{name}.bpe.{lang}": "a\nb\n" for name in ("train/corpus", "dev/dev", "test/test") for lang in ("en", "ro")}
+    files = {
+        f"en-ro/{name}.bpe.{lang}": "a\nb\n"
+        for name in ("train/corpus", "dev/dev", "test/test")
+        for lang in ("en", "ro")
+    }
     files["en-ro/dev/dev.bpe.ro"] += "c\n"
     with pytest.raises(tool.PreparationError, match="dev.bpe.en: 2 lines on one side but 3 on the other"):
         tool.wmt16_en_ro(published.write_tar(tmp_path / "wmt16.tar.gz", files), None)
@@ -157,7 +173,9 @@ def test_a_download_cut_short_is_removed(tmp_path):
     europarl.write_bytes(europarl.read_bytes()[:-50])
     options = dict(root=checkout(tmp_path / "checkout"), WMT14_URL=f"file://{tmp_path}/site")
     done = call(f"{EN_DE}/prepare.sh", tmp_path / "out", **options)
-    assert_one_line_and_nothing_left(done, tmp_path, "training-parallel-europarl-v7.tgz is no gzip file, or was cut short")
+    assert_one_line_and_nothing_left(
+        done, tmp_path, "training-parallel-europarl-v7.tgz is no gzip file, or was cut short"
+    )
     published.wmt14(folder)
     done = call(f"{EN_DE}/prepare.sh", tmp_path / "out", **options)  # what is under wmt14/ on the site is missing
     assert_one_line_and_nothing_left(done, tmp_path, "cannot download", "training-parallel-nc-v9.tgz", "set WMT14")
@@ -218,21 +236,36 @@ METRICS = {
 }
 
 
+def sources(recipe, folder):
+    """Options of :func:`call` for a recipe's data: downloaded where it has an address, else a local archive."""
+    variable, archive = archive_for(recipe, folder / "published")
+    if recipe == GIGAWORD:
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        return dict(root=checkout(folder / "checkout"), GIGAWORD_URL=f"file://{archive}", GIGAWORD_SHA256=digest)
+    if recipe == EN_DE:
+        for year in ("wmt13", "wmt14"):
+            (archive / year).mkdir()
+        for file in archive.glob("*.tgz"):
+            file.rename(archive / ("wmt13" if file.name[-6:-4] in ("v7", "wl") else "wmt14") / file.name)
+        return dict(root=checkout(folder / "checkout"), WMT14_URL=f"file://{archive}")
+    direction = {"SOURCE_LANG": "ro", "TARGET_LANG": "en"} if recipe == EN_RO else {}
+    return {variable: archive, **direction}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", METRICS)
 def test_a_recipe_goes_from_the_archive_to_a_score(recipe, tmp_path):
-    variable, archive = archive_for(recipe, tmp_path / "published")
     data, run = tmp_path / "out", tmp_path / "run"
-    direction = {"SOURCE_LANG": "ro", "TARGET_LANG": "en"} if recipe == EN_RO else {}
     options = ["--merges", 60, "--max-ratio", 0, "--workers", 2]
-    done = call(f"{recipe}/prepare.sh", data, *options, **{variable: archive}, **direction)
+    done = call(f"{recipe}/prepare.sh", data, *options, **sources(recipe, tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "extracted: train 60, valid 4, test 5" in done.stdout and "ready: " in done.stdout
     if recipe == EN_RO:  # binaries have the publisher's tokens, raw/ has text
         raw = (data / "raw" / "test.en").read_text().splitlines()
         assert raw == [" ".join(words) + "'s." for words, _, _ in published.splits()["test"]]
     stats = json.loads((data / "stats.json").read_text())
-    assert stats["recipe"] == recipe and stats["pairs"]["test"]["read"] == 5
+    assert stats["recipe"] == recipe and stats["pairs"]["test"] == {"read": 5}
+    assert stats["pairs"]["train"] == {"read": 60, "not_empty": 60, "length": 60}
     done = call("train.sh", data, run, *MINIATURE, DEVICE="--cpu")
     assert done.returncode == 0, done.stdout[-2000:]
     assert list(run.glob("checkpoint.best_bleu_*.pt")) and "num_updates 3" in (run / "train.log").read_text()
@@ -242,6 +275,29 @@ def test_a_recipe_goes_from_the_archive_to_a_score(recipe, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     scores = json.loads(done.stdout)
     assert scores.pop("sentences") == 5 and set(scores) == METRICS[recipe]
+
+
+@pytest.mark.slow
+def test_quoras_own_table_is_split(tmp_path):
+    table = published.quora(tmp_path / "quora.tsv")
+    done = call(f"{QQP}/prepare.sh", tmp_path / "out", "--merges", 60, QUORA=table)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "a split of Quora's table, not DiffuSeq's" in done.stdout
+    pairs = json.loads((tmp_path / "out" / "stats.json").read_text())["pairs"]
+    assert sum(counts["read"] for counts in pairs.values()) == 200 and "no_overlap" in pairs["train"]
+
+
+@pytest.mark.slow
+def test_a_teacher_is_trained_and_writes_the_targets(data, tmp_path):
+    options = dict(DEVICE="--cpu", UPDATES=6)
+    done = call("distill.sh", data, tmp_path / "distilled", "--beam", 2, **options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "120 training targets by the teacher" in done.stdout
+    changed = {
+        path.name for path in data.iterdir() if path.read_bytes() != (tmp_path / "distilled" / path.name).read_bytes()
+    }
+    assert changed == {"train.src-tgt.tgt.bin", "train.src-tgt.tgt.idx"}
+    assert "is there already" in call("distill.sh", data, tmp_path / "distilled", **options).stdout
 
 
 def test_every_recipe_has_settings():

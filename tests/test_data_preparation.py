@@ -78,6 +78,13 @@ def test_official_evaluation_sets_stay_complete():
     assert counts["test"] == {"read": 3}
 
 
+def test_published_training_sets_lose_only_empty_pairs():
+    held_out = [("", "empty"), ("a", "b")]
+    cleaned, counts = pairs_tool.clean(splits([("a", "x"), ("a", "x"), ("", "y")], held_out, held_out), as_published=True)
+    assert cleaned == splits([("a", "x"), ("a", "x")], held_out, held_out)
+    assert counts["train"] == {"read": 3, "not_empty": 2} and counts["test"] == {"read": 2}
+
+
 def test_shared_openings_are_removed_on_request():
     train = [("one two three four", "a"), ("one two other", "b"), ("one", "c")]
     test = [("One two three five", "d")]

@@ -203,4 +203,4 @@ def test_wrong_calls_of_baselines_are_one_line(arguments, environment, message, 
 
 def test_compare_needs_a_prepared_folder(tmp_path):
     done = script("compare.sh", tmp_path, tmp_path / "out", "ar")
-    assert done.returncode == 1 and "was not made by a prepare.sh" in done.stderr
+    assert done.returncode == 1 and "was it made by a prepare.sh" in done.stderr

@@ -6,7 +6,11 @@ from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.tools import scoring, task_metrics
 
 SOURCE = "About 95 species are currently accepted ."
-REFERENCES = ["About 95 species are currently known .", "About 95 species are now accepted .", "95 species are now accepted ."]
+REFERENCES = [
+    "About 95 species are currently known .",
+    "About 95 species are now accepted .",
+    "95 species are now accepted .",
+]
 
 
 def test_sari_is_that_of_the_metric_card():
@@ -34,7 +38,9 @@ def test_sari_does_not_see_case_and_needs_sources():
 def test_tokenised_bleu_is_on_moses_tokens():
     hypothesis, reference = "Er sagte: »Ja!«, im Rhein-Main-Gebiet.", "Er sagte: »Ja!«, im Rhein-Neckar-Gebiet."
     assert task_metrics.moses_tokens([hypothesis], "de") == ["Er sagte : » Ja ! « , im Rhein-Main-Gebiet ."]
-    assert task_metrics.moses_tokens(["Rhein-Main & co"], "de", split_compounds=True) == ["Rhein ##AT##-##AT## Main & co"]
+    assert task_metrics.moses_tokens(["Rhein-Main & co"], "de", split_compounds=True) == [
+        "Rhein ##AT##-##AT## Main & co"
+    ]
     scores = scoring.score([hypothesis], [reference], ["tokBLEU", "compoundBLEU"], "de")
     assert {name: found.value for name, found in scores.items()} == {"tokBLEU": 80.71, "compoundBLEU": 80.03}
     assert "tok:moses|smooth:none" in scores["tokBLEU"].signature

@@ -18,10 +18,12 @@ read_arguments qqp "$@"
 if [[ -n ${QQP:-}${QQP_URL:-} ]]; then
     locate QQP "${QQP_URL:-}" "$root/data-bin/qqp_raw/qqp.zip"
     extract diffuseq
+    cleaning=(--as-published)
 else
     echo "prepare.sh: QQP is not set, so this is a split of Quora's table, not DiffuSeq's"
     locate QUORA "${QUORA_URL:-http://qim.fs.quoracdn.net/quora_duplicate_questions.tsv}" \
         "$root/data-bin/qqp_raw/quora_duplicate_questions.tsv"
     extract quora
+    cleaning=()
 fi
-make_data "$raw" --source-lang src --target-lang trg --tokenizer-langs en en --keep-eval --merges 10000
+make_data "$raw" --source-lang src --target-lang trg --tokenizer-langs en en "${cleaning[@]}" --merges 10000

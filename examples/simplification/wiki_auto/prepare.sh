@@ -14,4 +14,4 @@ read_arguments wiki_auto "$@"
 
 locate WIKI_AUTO "${WIKI_AUTO_URL:-}" "$root/data-bin/wiki_auto_raw/wiki_auto.zip"
 extract diffuseq
-make_data "$raw" --source-lang src --target-lang trg --tokenizer-langs en en --keep-eval --merges 20000
+make_data "$raw" --source-lang src --target-lang trg --tokenizer-langs en en --as-published --merges 20000

@@ -17,4 +17,4 @@ drive="https://drive.usercontent.google.com/download?id=0B6N7tANPyVeBNmlSX19Ld2x
 locate GIGAWORD "${GIGAWORD_URL:-$drive}" "$root/data-bin/gigaword_raw/summary.tar.gz" \
     "${GIGAWORD_SHA256:-ffa257f32de233bfc832e9e5e3910cb72f4023b37a86af8fee87b344baeb8a4a}"
 extract gigaword
-make_data "$raw" --source-lang article --target-lang title --tokenizer-langs en en --tokenised --keep-eval --merges 30000
+make_data "$raw" --source-lang article --target-lang title --tokenizer-langs en en --tokenised --as-published --merges 30000

@@ -25,4 +25,4 @@ if [[ -z ${WMT14:-} ]]; then
 fi
 [[ -d $archive ]] || die "WMT14 names no folder: $archive"
 extract wmt14 --source-lang "$source_lang"
-make_data "$raw" --source-lang "$source_lang" --target-lang "$target_lang" --keep-eval --merges 32000 --max-ratio 1.5 --max-tokens 250
+make_data "$raw" --source-lang "$source_lang" --target-lang "$target_lang" --as-published --merges 32000 --max-ratio 1.5 --max-tokens 250

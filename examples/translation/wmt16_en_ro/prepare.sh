@@ -16,4 +16,4 @@ read_arguments "wmt16_${source_lang}_${target_lang}" "$@"
 
 locate WMT16_EN_RO "${WMT16_EN_RO_URL:-}" "$root/data-bin/wmt16_en_ro_raw/wmt16.tar.gz"
 extract wmt16_en_ro
-make_data "$raw" --source-lang "$source_lang" --target-lang "$target_lang" --tokenised --keep-eval --merges 40000
+make_data "$raw" --source-lang "$source_lang" --target-lang "$target_lang" --tokenised --as-published --merges 40000
