@@ -3,7 +3,7 @@
 #
 #   baselines.sh SYSTEM DATA OUTPUT [OPTION OF fairseq-train ...]
 #
-# SYSTEM  ar         autoregressive transformer; decodes with beams 1 and 5
+# SYSTEM  ar         autoregressive transformer
 #         nat        one parallel pass (Gu et al., 2018; without fertilities)
 #         inat       iterative refinement (Lee et al., 2018)
 #         cmlm       mask-predict (Ghazvininejad et al., 2019)
@@ -12,7 +12,7 @@
 #
 # ARCH=fastdiss_tiny  whose sizes to take    UPDATES=2400  MAX_TOKENS=4000  LR=2e-3  SEED=1
 # DEVICE=             --cpu: no GPU          SUBSET=test   split to decode
-# ITERATIONS="1 4 10" of inat, cmlm, levt and insertion
+# ITERATIONS="1 4 10" of inat, cmlm, levt and insertion    BEAMS="1 5" of ar (empty: train only)
 #
 # Trains to OUTPUT/SYSTEM and writes fairseq-generate's output to OUTPUT/SYSTEM_N.txt (N: beam or iterations).
 # An interrupted training goes on where it was, and a finished one is not repeated.
@@ -25,6 +25,7 @@ shift 3
 updates=${UPDATES:-2400}
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 read -ra iterations <<< "${ITERATIONS:-1 4 10}"
+read -ra beams <<< "${BEAMS-1 5}"
 read -ra device <<< "${DEVICE:-}"
 
 refiner=(--task translation_lev --criterion nat_loss)
@@ -80,7 +81,7 @@ decode() {
 }
 
 if [[ $system == ar ]]; then
-    for beam in 1 5; do
+    for beam in "${beams[@]}"; do
         decode "ar_$beam" --beam "$beam"
     done
 else

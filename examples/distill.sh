@@ -4,8 +4,8 @@
 #
 #   distill.sh DATA OUTPUT [OPTION OF fastdiss-distill ...]
 #
-# TEACHER=FILE  a checkpoint to use; otherwise one is trained to OUTPUT.teacher by baselines.sh (and decodes the test set,
-#               so that its quality is known), with its variables: ARCH, UPDATES, MAX_TOKENS, LR, SEED
+# TEACHER=FILE  a checkpoint to use; otherwise one is trained to OUTPUT.teacher by baselines.sh, with its variables: ARCH,
+#               UPDATES, MAX_TOKENS, LR, SEED
 # DEVICE=       --cpu: no GPU
 #
 # Decoding in parts, with a TEACHER: `distill.sh DATA OUTPUT --shard 1/4` to `--shard 4/4`, then the same without --shard.
@@ -20,5 +20,5 @@ read -ra device <<< "${DEVICE:-}"
 
 [[ ! -e $output ]] || { echo "$output is there already"; exit; }
 teacher=${TEACHER:-$output.teacher/ar/checkpoint_last.pt}
-[[ -n ${TEACHER:-} ]] || bash "$root/examples/baselines.sh" ar "$data" "$output.teacher"
+[[ -n ${TEACHER:-} ]] || BEAMS='' bash "$root/examples/baselines.sh" ar "$data" "$output.teacher"
 fastdiss-distill "$data" --path "$teacher" --output "$output" "${device[@]}" "$@"

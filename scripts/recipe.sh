@@ -50,7 +50,7 @@ check_whole() {
 download() {
     local variable=$1 url=$2 file=$3
     [[ -f $file ]] && return
-    [[ -n $url ]] || die "there is no public address to download from: set $variable (see ${0})"
+    [[ -n $url ]] || die "there is no public address to download from: set $variable"
     command -v curl > /dev/null || die "curl is missing; download $url yourself and set $variable"
     mkdir -p "$(dirname "$file")"
     echo "downloading $url"

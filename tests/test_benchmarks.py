@@ -246,7 +246,7 @@ def sources(recipe, folder):
         for year in ("wmt13", "wmt14"):
             (archive / year).mkdir()
         for file in archive.glob("*.tgz"):
-            file.rename(archive / ("wmt13" if file.name[-6:-4] in ("v7", "wl") else "wmt14") / file.name)
+            file.rename(archive / ("wmt13" if "europarl" in file.name or "crawl" in file.name else "wmt14") / file.name)
         return dict(root=checkout(folder / "checkout"), WMT14_URL=f"file://{archive}")
     direction = {"SOURCE_LANG": "ro", "TARGET_LANG": "en"} if recipe == EN_RO else {}
     return {variable: archive, **direction}
@@ -290,7 +290,7 @@ def test_quoras_own_table_is_split(tmp_path):
 @pytest.mark.slow
 def test_a_teacher_is_trained_and_writes_the_targets(data, tmp_path):
     options = dict(DEVICE="--cpu", UPDATES=6)
-    done = call("distill.sh", data, tmp_path / "distilled", "--beam", 2, **options)
+    done = call("distill.sh", data, tmp_path / "distilled", "--beam", 1, **options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "120 training targets by the teacher" in done.stdout
     changed = {
