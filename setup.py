@@ -33,7 +33,7 @@ setup(
         "subword-nmt",
     ],
     extras_require={
-        "test": ["pytest", "playwright", "httpx", "ruff==0.17.5", "mypy", *EXPERIMENTS, *SERVE],
+        "test": ["pytest", "pytest-cov", "playwright", "httpx", "ruff==0.17.5", "mypy", *EXPERIMENTS, *SERVE],
         "experiments": EXPERIMENTS,
         "serve": SERVE,
     },
