@@ -267,9 +267,7 @@ def write_corpus(out, langs, triples, about):
 
 def get_parser():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("fetch", "translation", "synopses"):
         command = commands.add_parser(name)
@@ -277,9 +275,7 @@ def get_parser():
         if name != "fetch":
             command.add_argument("out", help="folder to write the raw text to")
         if name == "synopses":
-            command.add_argument(
-                "--max-words", type=int, default=100, help="cut long descriptions; 0: never"
-            )
+            command.add_argument("--max-words", type=int, default=100, help="cut long descriptions; 0: never")
     return parser
 
 

@@ -48,9 +48,7 @@ def read_pairs(prefix, source_lang, target_lang):
     """The (source, target) pairs of one split."""
     source, target = read_lines(prefix, source_lang), read_lines(prefix, target_lang)
     if len(source) != len(target):
-        raise PreparationError(
-            f"{prefix}: {len(source)} lines of {source_lang} but {len(target)} of {target_lang}"
-        )
+        raise PreparationError(f"{prefix}: {len(source)} lines of {source_lang} but {len(target)} of {target_lang}")
     return list(zip(source, target))
 
 
@@ -79,11 +77,7 @@ def drop_overlap(pairs, held_out):
     """Drop pairs whose source or target also occurs in the held-out pairs."""
     sources = {normalise(source) for source, _ in held_out}
     targets = {normalise(target) for _, target in held_out}
-    return [
-        pair
-        for pair in pairs
-        if normalise(pair[0]) not in sources and normalise(pair[1]) not in targets
-    ]
+    return [pair for pair in pairs if normalise(pair[0]) not in sources and normalise(pair[1]) not in targets]
 
 
 def drop_shared_openings(pairs, held_out, words):
@@ -147,9 +141,7 @@ def from_sacremoses(name):
 def moses(lang):
     """A tokeniser that does what fairseq's `--tokenizer moses` does by default."""
     tokenizer = from_sacremoses("MosesTokenizer")(lang)
-    return lambda line: tokenizer.tokenize(
-        line, aggressive_dash_splits=True, return_str=True, escape=True
-    )
+    return lambda line: tokenizer.tokenize(line, aggressive_dash_splits=True, return_str=True, escape=True)
 
 
 def detokeniser(lang):
@@ -178,14 +170,7 @@ def _call_function(line):
 def map_sides(make, arguments, splits, workers):
     """The splits with `make(argument)` of every line, an argument for each side."""
     return {
-        name: list(
-            zip(
-                *(
-                    map_lines(make, argument, side, workers)
-                    for argument, side in zip(arguments, zip(*pairs))
-                )
-            )
-        )
+        name: list(zip(*(map_lines(make, argument, side, workers) for argument, side in zip(arguments, zip(*pairs)))))
         for name, pairs in splits.items()
     }
 
@@ -237,9 +222,7 @@ def binarise(text, destination, langs, workers):
     for name in SPLITS:
         command += [f"--{name}pref", str(text / name)]
     command += ["--destdir", str(destination), "--workers", str(workers)]
-    result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    )
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
     if result.returncode != 0:
         sys.stderr.write(result.stdout)
         raise PreparationError("fairseq-preprocess failed, see its messages above")
@@ -346,9 +329,7 @@ def prepare(args):
     if args.about:
         stats["about"] = json.loads(Path(args.about).read_text(encoding="utf-8"))
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{destination.name}.unfinished-", dir=destination.parent
-    ) as workplace:
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.unfinished-", dir=destination.parent) as workplace:
         folder = Path(workplace) / "folder"
         folder.mkdir()
         stats.update(build(folder, splits, args))
@@ -374,16 +355,12 @@ def report(stats):
 
 def get_parser():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("destination", help="output folder")
     parser.add_argument("--source-lang", required=True, metavar="LANG")
     parser.add_argument("--target-lang", required=True, metavar="LANG")
     for name in SPLITS:
-        parser.add_argument(
-            f"--{name}pref", required=True, metavar="PREFIX", help="PREFIX.LANG or PREFIX.LANG.gz"
-        )
+        parser.add_argument(f"--{name}pref", required=True, metavar="PREFIX", help="PREFIX.LANG or PREFIX.LANG.gz")
     parser.add_argument(
         "--tokenizer-langs",
         nargs=2,
@@ -397,9 +374,7 @@ def get_parser():
     )
     parser.add_argument("--merges", type=int, default=8000, help="number of BPE merges")
     parser.add_argument("--max-tokens", type=int, default=175, help="longest side of a train pair")
-    parser.add_argument(
-        "--max-ratio", type=float, default=0.0, help="largest ratio of lengths in train; 0: any"
-    )
+    parser.add_argument("--max-ratio", type=float, default=0.0, help="largest ratio of lengths in train; 0: any")
     parser.add_argument(
         "--distinct-opening",
         type=int,
@@ -408,9 +383,7 @@ def get_parser():
         help="drop train pairs whose source begins like one of valid or test, and valid pairs "
         "whose source begins like one of test, in N words (near-duplicates); 0: keep them",
     )
-    parser.add_argument(
-        "--keep-eval", action="store_true", help="leave valid and test complete, clean only train"
-    )
+    parser.add_argument("--keep-eval", action="store_true", help="leave valid and test complete, clean only train")
     parser.add_argument(
         "--as-published",
         action="store_true",

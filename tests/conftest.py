@@ -113,8 +113,16 @@ def run(data, tmp_path_factory):
     """A folder with a checkpoint of 12 updates, trained with BLEU in validation."""
     folder = tmp_path_factory.mktemp("run")
     done = train(
-        data, folder, "--max-update", 12, "--eval-bleu", "--eval-bleu-args", '{"decoding_steps": 3}',
-        "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric",
+        data,
+        folder,
+        "--max-update",
+        12,
+        "--eval-bleu",
+        "--eval-bleu-args",
+        '{"decoding_steps": 3}',
+        "--best-checkpoint-metric",
+        "bleu",
+        "--maximize-best-checkpoint-metric",
     )
     (folder / "log").write_text(done.stdout + done.stderr)
     return folder
@@ -129,11 +137,29 @@ def checkpoint(run):
 def transformer(data, tmp_path_factory):
     """A stock autoregressive checkpoint on the same data."""
     folder = tmp_path_factory.mktemp("transformer")
-    sizes = [f"--{side}-{name}={n}" for side in ("encoder", "decoder") for name, n in
-             (("embed-dim", 32), ("ffn-embed-dim", 64), ("layers", 1), ("attention-heads", 2))]
+    sizes = [
+        f"--{side}-{name}={n}"
+        for side in ("encoder", "decoder")
+        for name, n in (("embed-dim", 32), ("ffn-embed-dim", 64), ("layers", 1), ("attention-heads", 2))
+    ]
     command(
-        "train", data, "--user-dir", PLUGIN, "--task", "translation", "--arch", "transformer", *sizes,
-        "--criterion", "label_smoothed_cross_entropy", *TRAINING, "--max-update", 4, "--save-dir", folder,
-        "--required-batch-size-multiple", 1,
+        "train",
+        data,
+        "--user-dir",
+        PLUGIN,
+        "--task",
+        "translation",
+        "--arch",
+        "transformer",
+        *sizes,
+        "--criterion",
+        "label_smoothed_cross_entropy",
+        *TRAINING,
+        "--max-update",
+        4,
+        "--save-dir",
+        folder,
+        "--required-batch-size-multiple",
+        1,
     )
     return folder / "checkpoint_last.pt"

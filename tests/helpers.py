@@ -36,7 +36,13 @@ def task(source=40, target=None, **options):
     known = dictionary(source)
     other = known if target is None else dictionary(target, prefix="v")
     cfg = FastDiSSTaskConfig(
-        seed=1, bf16=False, num_shards=1, shard_id=0, train_subset="train", dataset_impl=None, required_seq_len_multiple=1
+        seed=1,
+        bf16=False,
+        num_shards=1,
+        shard_id=0,
+        train_subset="train",
+        dataset_impl=None,
+        required_seq_len_multiple=1,
     )
     cfg.max_source_positions = cfg.max_target_positions = 64
     for name, value in options.items():

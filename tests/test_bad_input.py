@@ -81,9 +81,30 @@ def test_dictionary_of_another_size(other_data, checkpoint):
 def test_reranker_with_another_dictionary(data, other_data, checkpoint, tmp_path):
     sizes = [f"--{side}-{name}=16" for side in ("encoder", "decoder") for name in ("embed-dim", "ffn-embed-dim")]
     command(
-        "train", other_data, "--user-dir", PLUGIN, "--arch", "transformer", *sizes, "--encoder-layers", 1,
-        "--decoder-layers", 1, "--optimizer", "adam", "--max-tokens", 400, "--cpu", "--max-update", 1,
-        "--save-dir", tmp_path, "--required-batch-size-multiple", 1, "--num-workers", 0,
+        "train",
+        other_data,
+        "--user-dir",
+        PLUGIN,
+        "--arch",
+        "transformer",
+        *sizes,
+        "--encoder-layers",
+        1,
+        "--decoder-layers",
+        1,
+        "--optimizer",
+        "adam",
+        "--max-tokens",
+        400,
+        "--cpu",
+        "--max-update",
+        1,
+        "--save-dir",
+        tmp_path,
+        "--required-batch-size-multiple",
+        1,
+        "--num-workers",
+        0,
     )
     pair = f"{checkpoint}:{tmp_path / 'checkpoint_last.pt'}"
     assert "the dictionary has" in message(generate(data, pair, "--decoding-choice", "ar", check=False))
@@ -99,4 +120,18 @@ def test_shared_embeddings_need_a_joined_dictionary(other_data, tmp_path):
 
 
 def test_missing_language_pair(tmp_path):
-    assert "cannot infer the languages" in message(fastdiss("train", tmp_path, "--max-tokens", 10, "--arch", "fastdiss_tiny", "--criterion", "fastdiss_loss", "--optimizer", "adam", check=False))
+    assert "cannot infer the languages" in message(
+        fastdiss(
+            "train",
+            tmp_path,
+            "--max-tokens",
+            10,
+            "--arch",
+            "fastdiss_tiny",
+            "--criterion",
+            "fastdiss_loss",
+            "--optimizer",
+            "adam",
+            check=False,
+        )
+    )

@@ -45,8 +45,7 @@ def test_output_does_not_depend_on_batches_or_shards(data, checkpoint):
     whole = lines(generate(data, checkpoint, *options).stdout, "H")
     single = lines(generate(data, checkpoint, *options[:-1], 1).stdout, "H")
     shards = [
-        lines(generate(data, checkpoint, *options, "--num-shards", 2, "--shard-id", k).stdout, "H")
-        for k in (0, 1)
+        lines(generate(data, checkpoint, *options, "--num-shards", 2, "--shard-id", k).stdout, "H") for k in (0, 1)
     ]
     text_of = lambda found: {key: rest[0].split("\t")[1] for key, rest in found.items()}
     assert text_of(whole) == text_of(single)
@@ -56,8 +55,20 @@ def test_output_does_not_depend_on_batches_or_shards(data, checkpoint):
 
 def test_nbest_history_and_fairseq_flags(data, checkpoint):
     done = generate(
-        data, checkpoint, "--iter-decode-max-iter", 1, "--iter-decode-with-beam", 3, "--noise-beam", 2,
-        "--decoding-choice", "mbr", "--nbest", 4, "--retain-iter-history", "--print-step",
+        data,
+        checkpoint,
+        "--iter-decode-max-iter",
+        1,
+        "--iter-decode-with-beam",
+        3,
+        "--noise-beam",
+        2,
+        "--decoding-choice",
+        "mbr",
+        "--nbest",
+        4,
+        "--retain-iter-history",
+        "--print-step",
     )
     assert all(len(rest) == 4 for rest in lines(done.stdout, "H").values())
     assert set(lines(done.stdout, "I")["0"]) == {"2"}
@@ -79,8 +90,18 @@ def test_reranking_by_an_autoregressive_model(data, checkpoint, transformer):
 def test_interactive_answers_every_line(data, checkpoint):
     text = "s1 s2 s3\n\n" + "s4 " * 3000 + "\nunseen words\n"
     done = fastdiss(
-        "interactive", data, "--path", checkpoint, "--cpu", "--decoding-steps", 2,
-        "--source-lang", "src", "--target-lang", "tgt", stdin=text,
+        "interactive",
+        data,
+        "--path",
+        checkpoint,
+        "--cpu",
+        "--decoding-steps",
+        2,
+        "--source-lang",
+        "src",
+        "--target-lang",
+        "tgt",
+        stdin=text,
     )
     assert sorted(lines(done.stdout, "H")) == ["0", "1", "2", "3"]
 
@@ -111,11 +132,22 @@ def test_score_reads_the_output(data, checkpoint, tmp_path):
 def test_hydra_trains_from_the_shipped_configuration(data, tmp_path):
     folder = ROOT / "examples" / "translation" / "config"
     done = command(
-        "hydra-train", f"--config-dir={folder}", "--config-name=multi30k_tiny", f"task.data={data}",
-        f"common.user_dir={PLUGIN}", "task.eval_bleu=false", "checkpoint.best_checkpoint_metric=loss",
-        "checkpoint.maximize_best_checkpoint_metric=false", "common.cpu=true", "optimization.max_update=3",
-        f"checkpoint.save_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}", "dataset.num_workers=0",
-        "task.source_lang=src", "task.target_lang=tgt", cwd=tmp_path,
+        "hydra-train",
+        f"--config-dir={folder}",
+        "--config-name=multi30k_tiny",
+        f"task.data={data}",
+        f"common.user_dir={PLUGIN}",
+        "task.eval_bleu=false",
+        "checkpoint.best_checkpoint_metric=loss",
+        "checkpoint.maximize_best_checkpoint_metric=false",
+        "common.cpu=true",
+        "optimization.max_update=3",
+        f"checkpoint.save_dir={tmp_path}/run",
+        f"hydra.run.dir={tmp_path}",
+        "dataset.num_workers=0",
+        "task.source_lang=src",
+        "task.target_lang=tgt",
+        cwd=tmp_path,
     )
     state = load(tmp_path / "run" / "checkpoint_last.pt")
     assert state["optimizer_history"][-1]["num_updates"] == 3, done.stdout[-2000:]
@@ -139,10 +171,37 @@ def test_resuming_equals_never_stopping(data, tmp_path):
 
 def test_method_flags_and_bfloat16_train(data, tmp_path):
     done = train(
-        data, tmp_path, "--max-update", 2, "--scp-rule", "uniform", "--scp-coupling", "fresh", "--scp-hops", 2,
-        "--mans-scale", 2, "--mans-phase", "[]", "--mans-start", 0, "--rounding", "exact", "--autocast", "bf16",
-        "--update-freq", 2, "--noise-schedule", "cosine", "--label-smoothing", 0.1, "--share-all-embeddings",
-        "--encoder-learned-pos", "--decoder-learned-pos", "--layer-norm-position", "post",
+        data,
+        tmp_path,
+        "--max-update",
+        2,
+        "--scp-rule",
+        "uniform",
+        "--scp-coupling",
+        "fresh",
+        "--scp-hops",
+        2,
+        "--mans-scale",
+        2,
+        "--mans-phase",
+        "[]",
+        "--mans-start",
+        0,
+        "--rounding",
+        "exact",
+        "--autocast",
+        "bf16",
+        "--update-freq",
+        2,
+        "--noise-schedule",
+        "cosine",
+        "--label-smoothing",
+        0.1,
+        "--share-all-embeddings",
+        "--encoder-learned-pos",
+        "--decoder-learned-pos",
+        "--layer-norm-position",
+        "post",
     )
     assert "num_updates 2" in done.stdout + done.stderr
 
@@ -162,8 +221,25 @@ NAT_OPTIONS = ["--apply-bert-init", "--share-all-embeddings", "--pred-length-off
 def test_stock_baselines_share_the_data(data, tmp_path, arch, noise, options):
     common = ["--user-dir", PLUGIN, "--task", "translation_lev", "--required-batch-size-multiple", 1]
     command(
-        "train", data, *common, "--arch", arch, "--criterion", "nat_loss", "--noise", noise, *TRAINING, *options,
-        "--encoder-layers", 1, "--decoder-layers", 1, "--max-update", 2, "--save-dir", tmp_path,
+        "train",
+        data,
+        *common,
+        "--arch",
+        arch,
+        "--criterion",
+        "nat_loss",
+        "--noise",
+        noise,
+        *TRAINING,
+        *options,
+        "--encoder-layers",
+        1,
+        "--decoder-layers",
+        1,
+        "--max-update",
+        2,
+        "--save-dir",
+        tmp_path,
     )
     done = command(
         "generate", data, *common, "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--iter-decode-max-iter", 2
@@ -187,8 +263,21 @@ def test_overfits_a_few_sentences(tmp_path):
             (tmp_path / f"{split}.{side}").write_text((tmp_path / f"train.{side}").read_text())
     data = preprocess(tmp_path, tmp_path / "bin", "--joined-dictionary")
     train(
-        data, tmp_path / "run", "--max-update", 900, "--encoder-embed-dim", 64, "--decoder-embed-dim", 64,
-        "--dropout", 0, "--disable-validation", "--log-interval", 100, "--clip-norm", 1,
+        data,
+        tmp_path / "run",
+        "--max-update",
+        900,
+        "--encoder-embed-dim",
+        64,
+        "--decoder-embed-dim",
+        64,
+        "--dropout",
+        0,
+        "--disable-validation",
+        "--log-interval",
+        100,
+        "--clip-norm",
+        1,
     )
     for steps in (1, 5, 20):
         done = generate(data, tmp_path / "run" / "checkpoint_last.pt", "--decoding-steps", steps)
@@ -197,9 +286,11 @@ def test_overfits_a_few_sentences(tmp_path):
 
 
 def test_interactive_shows_the_steps_where_asked_to(data, checkpoint):
-    run = lambda *options: fastdiss(
-        "interactive", data, "--path", checkpoint, "--cpu", "--decoding-steps", 3, *options, stdin="s1 s2\ns3\n"
-    ).stdout
+    run = lambda *options: (
+        fastdiss(
+            "interactive", data, "--path", checkpoint, "--cpu", "--decoding-steps", 3, *options, stdin="s1 s2\ns3\n"
+        ).stdout
+    )
     shown = lines(run("--print-step"), "E")
     assert {step: len(texts) for step, texts in shown.items()} == {"1": 2, "2": 2, "3": 2}
     plain = run()

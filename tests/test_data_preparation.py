@@ -70,9 +70,7 @@ def test_cleaning_removes_overlap_on_either_side():
 
 def test_official_evaluation_sets_stay_complete():
     held_out = [("", "empty"), ("a", "b"), ("A", "B")]
-    cleaned, counts = pairs_tool.clean(
-        splits([("a", "x"), ("c", "d")], held_out, held_out), keep_eval=True
-    )
+    cleaned, counts = pairs_tool.clean(splits([("a", "x"), ("c", "d")], held_out, held_out), keep_eval=True)
     assert cleaned["valid"] == cleaned["test"] == held_out
     assert cleaned["train"] == [("c", "d")]
     assert counts["test"] == {"read": 3}
@@ -80,7 +78,9 @@ def test_official_evaluation_sets_stay_complete():
 
 def test_published_training_sets_lose_only_empty_pairs():
     held_out = [("", "empty"), ("a", "b")]
-    cleaned, counts = pairs_tool.clean(splits([("a", "x"), ("a", "x"), ("", "y")], held_out, held_out), as_published=True)
+    cleaned, counts = pairs_tool.clean(
+        splits([("a", "x"), ("a", "x"), ("", "y")], held_out, held_out), as_published=True
+    )
     assert cleaned == splits([("a", "x"), ("a", "x")], held_out, held_out)
     assert counts["train"] == {"read": 3, "not_empty": 2} and counts["test"] == {"read": 2}
 
@@ -124,7 +124,7 @@ def test_tokeniser_is_the_one_of_fairseq():
     encoders = pytest.importorskip("fairseq.data.encoders.moses_tokenizer")
     ours = pairs_tool.moses("en")
     theirs = encoders.MosesTokenizer(encoders.MosesTokenizerConfig())
-    text = 'A man\'s well-known "real" band isn\'t here (yet).'
+    text = "A man's well-known \"real\" band isn't here (yet)."
     assert ours(text) == theirs.encode(text)
     assert theirs.decode(ours(text)) == text
 
@@ -407,8 +407,8 @@ def fake_apt(folder, languages):
         (folder / language).write_text(text[language], encoding="utf-8")
     (folder / "apt-get").write_text(
         "#!/bin/sh\n"
-        "here=$(dirname \"$0\")\n"
-        "lists=$(sed -n 's/^Dir::State::lists \"\\(.*\\)\";/\\1/p' \"$2\")\n"
+        'here=$(dirname "$0")\n'
+        'lists=$(sed -n \'s/^Dir::State::lists "\\(.*\\)";/\\1/p\' "$2")\n'
         f"for language in {' '.join(languages)}; do\n"
         '  case "$3" in\n'
         '  update) cp "$here/$language" "$lists/$language" ;;\n'

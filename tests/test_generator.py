@@ -198,9 +198,7 @@ def test_exactly_k_evaluations_of_the_network_and_one_of_the_encoder(
     solver, steps, self_conditioning, each, monkeypatch
 ):
     calls = count_evaluations(NET, monkeypatch)
-    options = dict(
-        decoding_solver=solver, decoding_self_conditioning=self_conditioning, length_beam=2, noise_beam=2
-    )
+    options = dict(decoding_solver=solver, decoding_self_conditioning=self_conditioning, length_beam=2, noise_beam=2)
     hypotheses = generate(SOURCES[:4], decoding_steps=steps, **options)
     assert calls == ["encode"] + ["denoise"] * steps * each
     assert {h["steps"] for sentence in hypotheses for h in sentence} == {steps * each}

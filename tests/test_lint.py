@@ -19,6 +19,10 @@ def test_ruff_finds_nothing():
     run("ruff", "check", ".")
 
 
+def test_the_tree_is_formatted():
+    run("ruff", "format", "--check", ".")
+
+
 @pytest.mark.slow
 def test_types():
     run("mypy")

@@ -16,7 +16,14 @@ from fastdiss_fairseq.modules.transformer import KeyValues, LayerConfig, Layout,
 
 DIM, LATENT, LAYERS = 16, 6, 2
 SIZES = LayerConfig(
-    dim=DIM, ffn_dim=24, heads=4, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, activation="relu", pre_norm=True
+    dim=DIM,
+    ffn_dim=24,
+    heads=4,
+    dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+    activation="relu",
+    pre_norm=True,
 )
 every_layout = pytest.mark.parametrize("learned", [False, True], ids=["sinusoidal", "learned"])
 every_norm = pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
@@ -238,7 +245,7 @@ def test_expected_embedding_is_the_posterior_mean():
     torch.manual_seed(0)
     embedding = LatentEmbedding(50, 16)
     z, rows = torch.randn(30, 16), embedding(torch.arange(50))
-    weights = torch.softmax(-torch.cdist(z.double(), rows.double()) ** 2 / 2, dim=-1)
+    weights = torch.softmax(-(torch.cdist(z.double(), rows.double()) ** 2) / 2, dim=-1)
     assert torch.allclose(mean_rows(z, embedding.table()), (weights @ rows.double()).float(), atol=1e-4)
     assert torch.allclose(mean_rows(100 * rows, embedding.table()), rows, atol=1e-4)
 

@@ -53,9 +53,7 @@ class FastDiSSLossConfig(FairseqDataclass):
     scp_gamma: float = option(1.0, "gamma of the rule 'gamma'")
     scp_lambda: float = option(1.0, "lambda of the rule 'gamma'")
     no_mans: bool = option(False, "switch off MANS, model-aware noise scaling")
-    mans_scale: List[float] = field(
-        default_factory=lambda: [2.0], metadata={"help": "MANS scale beta in each phase"}
-    )
+    mans_scale: List[float] = field(default_factory=lambda: [2.0], metadata={"help": "MANS scale beta in each phase"})
     mans_phase: List[float] = field(
         default_factory=list,
         metadata={"help": "where the second and later phases begin, in updates; up to 1: fractions of --max-update"},

@@ -34,13 +34,9 @@ class PhaseTable:
             ``max_update``.
     """
 
-    def __init__(
-        self, scales: Sequence[float], phases: Sequence[float], start: float = 0, max_update: int = 0
-    ):
+    def __init__(self, scales: Sequence[float], phases: Sequence[float], start: float = 0, max_update: int = 0):
         if len(scales) != len(phases) + 1:
-            raise ValueError(
-                f"{len(scales)} MANS scales need {len(scales) - 1} phase boundaries, not {len(phases)}"
-            )
+            raise ValueError(f"{len(scales)} MANS scales need {len(scales) - 1} phase boundaries, not {len(phases)}")
         if min(scales) < 1:
             raise ValueError(f"MANS scales must be at least 1, not {min(scales)}")
         self.scales: Tuple[float, ...] = (1.0, *map(float, scales))

@@ -43,9 +43,7 @@ def ddpm(step: Step) -> Tensor:
     alpha_t, sigma_t, alpha_s, sigma_s = step.coefficients()
     shrink = alpha_t / alpha_s
     between = (sigma_t**2 - (shrink * sigma_s) ** 2).clamp(min=0)
-    mean = _combine(
-        shrink * sigma_s**2 / sigma_t**2, step.z, alpha_s * between / sigma_t**2, step.estimate
-    )
+    mean = _combine(shrink * sigma_s**2 / sigma_t**2, step.z, alpha_s * between / sigma_t**2, step.estimate)
     return mean + _like(sigma_s * between.sqrt() / sigma_t, step.z) * step.noise()
 
 

@@ -50,9 +50,7 @@ class DecodingConfig(FairseqDataclass):
         "what the solver and self-conditioning get: the network's estimate, the mean token embedding "
         "under its softmax, or the nearest token's embedding",
     )
-    length_beam: Optional[int] = option(
-        None, "candidate lengths a sentence (default: --iter-decode-with-beam)"
-    )
+    length_beam: Optional[int] = option(None, "candidate lengths a sentence (default: --iter-decode-with-beam)")
     noise_beam: int = option(1, "noise seeds a length")
     decoding_choice: ChoiceEnum(list(CHOICES)) = option(
         "score",

@@ -32,9 +32,7 @@ class FastDiSSConfig(FairseqDataclass):
     decoder_learned_pos: bool = option(False, "learned positions in the denoiser (else sinusoidal)")
     latent_dim: int = option(128, "width D of the diffused embeddings")
     layer_norm_position: ChoiceEnum(["pre", "post"]) = option("post", "layer norm before or after each block")
-    share_all_embeddings: bool = option(
-        False, "the encoder reads the latent table too (requires a joined dictionary)"
-    )
+    share_all_embeddings: bool = option(False, "the encoder reads the latent table too (requires a joined dictionary)")
     activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = option("relu", "activation")
     dropout: float = option(0.1, "dropout probability")
     attention_dropout: float = option(0.0, "dropout probability of attention weights")

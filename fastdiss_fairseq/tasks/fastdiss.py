@@ -46,9 +46,7 @@ class FastDiSSTask(TranslationTask):
             FastDiSSError: ``--bf16``, or a data folder, language or dictionary that is missing.
         """
         if cfg.bf16:
-            raise FastDiSSError(
-                "fairseq's --bf16 is for TPUs; for bfloat16 on a GPU or CPU train with --autocast bf16"
-            )
+            raise FastDiSSError("fairseq's --bf16 is for TPUs; for bfloat16 on a GPU or CPU train with --autocast bf16")
         check_data(cfg)
         return super().setup_task(cfg, **kwargs)
 
