@@ -4,9 +4,11 @@ Importing the package registers the task ``fastdiss``, the architectures ``fastd
 criterion ``fastdiss_loss``; ``--user-dir fastdiss_fairseq`` does it on the command line.
 """
 
-from . import compat
+from . import compat, safety
 
 compat.install_error_hook()
+compat.accept_any_bytes()
+safety.guard_training()
 compat.allow_checkpoint_classes()
 compat.name_numpy_modules()
 compat.drop_duplicate_parameters()

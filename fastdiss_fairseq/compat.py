@@ -25,12 +25,42 @@ def install_error_hook() -> None:
     shown_by_default = sys.excepthook
 
     def hook(kind, error, traceback):
-        if issubclass(kind, FastDiSSError):
-            print(f"fastdiss: error: {error}", file=sys.stderr)
-        else:
+        line = explanation(error)
+        if line is None:
             shown_by_default(kind, error, traceback)
+        else:
+            print(f"fastdiss: error: {line}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def explanation(error: BaseException) -> Optional[str]:
+    """The line that tells the user what to mend; None where the fault is the program's.
+
+    The user's are our own errors, files that cannot be opened, text in another encoding, and what fairseq's
+    commands themselves refuse of their options.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return f"the text is not UTF-8: {error}"
+    if isinstance(error, (FastDiSSError, OSError)):
+        return str(error)
+    refused = isinstance(error, (AssertionError, ValueError)) and str(error)
+    return str(error) if refused and _raised_by_a_command(error) else None
+
+
+def _raised_by_a_command(error: BaseException) -> bool:
+    """Whether the innermost call is one of fairseq's commands, or its choice of a checkpoint."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    folder, name = os.path.split(trace.tb_frame.f_code.co_filename)
+    return os.path.basename(folder) == "fairseq_cli" or name == "checkpoint_utils.py"
+
+
+def accept_any_bytes() -> None:
+    """Let fairseq-interactive go on after a line that is not UTF-8: what cannot be read becomes U+FFFD."""
+    if "interactive" in os.path.basename(sys.argv[0]) and hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
 
 
 def allow_checkpoint_classes() -> None:

@@ -16,6 +16,7 @@ from fairseq import checkpoint_utils, utils
 from .bundle import Bundle
 from .compat import FastDiSSError
 from .generation.config import positive
+from .tasks.fastdiss import readable
 
 
 class Hypothesis(NamedTuple):
@@ -114,7 +115,7 @@ class FastDiSS:
         return [found[i] for i in range(len(tokens))]
 
     def _encode(self, sentence: str) -> torch.Tensor:
-        line = " ".join(sentence.split())
+        line = " ".join(readable(sentence, self.task.cfg.max_source_positions).split())
         if self.bpe is not None:
             line = self.bpe.encode(self.tokenizer.encode(line))
         return self.task.source_dictionary.encode_line(line, add_if_not_exist=False).long()

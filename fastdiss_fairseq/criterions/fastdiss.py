@@ -17,7 +17,7 @@ from ..diffusion.noise import fold
 from ..diffusion.noise_scaling import PhaseTable
 from ..diffusion.perturbation import COUPLINGS, RULES, Perturbation
 from ..diffusion.training import TrainingPlan
-from ..models.config import option
+from ..models.config import check_probability, option
 from ..models.fastdiss import cut
 
 
@@ -79,10 +79,8 @@ class FastDiSSLoss(FairseqCriterion):
     def __init__(self, cfg: FastDiSSLossConfig, task):
         super().__init__(task)
         self.cfg = cfg
-        for name in ("self_conditioning_prob", "mixed_times"):
-            if not 0 <= getattr(cfg, name) <= 1:
-                flag = "--" + name.replace("_", "-")
-                raise FastDiSSError(f"{flag} must be a probability from 0 to 1, not {getattr(cfg, name)}")
+        for name in ("self_conditioning_prob", "mixed_times", "label_smoothing"):
+            check_probability(name, getattr(cfg, name))
         try:
             self.scp = None if cfg.no_scp else perturbation_from(cfg)
             self.phases = None if cfg.no_mans else phases_from(cfg)

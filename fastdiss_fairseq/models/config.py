@@ -8,12 +8,19 @@ from omegaconf import II
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
+from ..compat import FastDiSSError
 from ..diffusion.schedules import SCHEDULES
 
 
 def option(default, text: str):
     """A dataclass field with its help text."""
     return field(default=default, metadata={"help": text})
+
+
+def check_probability(name: str, value: float) -> None:
+    """Raise FastDiSSError unless the option's value lies from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise FastDiSSError(f"--{name.replace('_', '-')} must be a probability from 0 to 1, not {value}")
 
 
 @dataclass

@@ -18,7 +18,7 @@ from ..modules.encoder import Encoder
 from ..modules.length import LengthPredictor
 from ..modules.rounding import mean_rows, nearest_token, rounding_loss
 from ..modules.transformer import LayerConfig
-from .config import ARCHITECTURES, FastDiSSConfig, architecture_config
+from .config import ARCHITECTURES, FastDiSSConfig, architecture_config, check_probability
 
 
 class Source(NamedTuple):
@@ -68,8 +68,12 @@ class FastDiSSModel(BaseFairseqModel):
         """Build from options and a task with dictionaries.
 
         Raises:
-            FastDiSSError: options that do not fit each other or the dictionaries.
+            FastDiSSError: a task that is not ours, or options that do not fit each other or the dictionaries.
         """
+        if not hasattr(getattr(task, "cfg", None), "decoding_solver"):
+            raise FastDiSSError(
+                f"{cfg._name} is trained and decoded with --task fastdiss, not by {type(task).__name__}"
+            )
         check_config(cfg, task.source_dictionary, task.target_dictionary)
         return cls(cfg, task.source_dictionary, task.target_dictionary)
 
@@ -204,12 +208,28 @@ def cut(tokens: Tensor, limit: int) -> Tensor:
     return tokens[:, :limit]
 
 
+#: Options that count something.
+SIZES = (
+    "latent_dim",
+    *(
+        f"{side}_{name}"
+        for side in ("encoder", "decoder")
+        for name in ("embed_dim", "ffn_embed_dim", "layers", "attention_heads")
+    ),
+)
+
+
 def check_config(cfg, source_dictionary, target_dictionary) -> None:
     """Raise FastDiSSError where options do not fit each other or the dictionaries."""
     if cfg.share_all_embeddings and source_dictionary != target_dictionary:
         raise FastDiSSError(
             "--share-all-embeddings requires a joined dictionary (fairseq-preprocess --joined-dictionary)"
         )
+    for name in ("dropout", "attention_dropout", "activation_dropout"):
+        check_probability(name, getattr(cfg, name))
+    for name in SIZES:
+        if getattr(cfg, name) < 1:
+            raise FastDiSSError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(cfg, name)}")
     for side in ("encoder", "decoder"):
         if getattr(cfg, f"{side}_embed_dim") % (2 * getattr(cfg, f"{side}_attention_heads")):
             raise FastDiSSError(f"--{side}-embed-dim must be a multiple of twice --{side}-attention-heads")
@@ -220,6 +240,22 @@ def check_config(cfg, source_dictionary, target_dictionary) -> None:
 def fingerprint(dictionary) -> int:
     """A checksum of a dictionary's words and their order, below 2^32."""
     return zlib.crc32("\n".join(dictionary.symbols).encode("utf-8", "surrogateescape"))
+
+
+def check_weights(model: torch.nn.Module, state_dict) -> None:
+    """Raise FastDiSSError where a checkpoint does not fit the dictionaries, or a FastDiSS model's options."""
+    check_dictionary(model, state_dict)
+    if not isinstance(model, FastDiSSModel):
+        return
+    own, saved = (
+        {name: tuple(value.shape) for name, value in state.items()} for state in (model.state_dict(), state_dict)
+    )
+    for name in sorted(set(own) | set(saved)):
+        if own.get(name) != saved.get(name):
+            raise FastDiSSError(
+                f"the weights do not fit the options: {name} is {saved.get(name, 'missing')} in the checkpoint and "
+                f"{own.get(name, 'missing')} here; give the options it was trained with"
+            )
 
 
 def check_dictionary(model: torch.nn.Module, state_dict) -> None:

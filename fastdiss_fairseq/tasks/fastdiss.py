@@ -1,7 +1,9 @@
 """The FastDiSS task: fairseq's translation task, decoding in K steps and losing no sentence."""
 
+import json
 import logging
 import os
+import struct
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +17,8 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from ..compat import FastDiSSError, before_loading
 from ..generation.config import DecodingConfig, resolve
 from ..generation.generator import FastDiSSGenerator, check_models
-from ..models.config import option
-from ..models.fastdiss import check_dictionary
+from ..models.config import ARCHITECTURES, option
+from ..models.fastdiss import FastDiSSModel, check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -43,33 +45,62 @@ class FastDiSSTask(TranslationTask):
         """Load the dictionaries.
 
         Raises:
-            FastDiSSError: ``--bf16``, or a data folder, language or dictionary that is missing.
+            FastDiSSError: ``--bf16``, no such shard, or a data folder, language or dictionary that is missing
+                or damaged.
         """
         if cfg.bf16:
             raise FastDiSSError("fairseq's --bf16 is for TPUs; for bfloat16 on a GPU or CPU train with --autocast bf16")
+        if not 0 <= cfg.shard_id < cfg.num_shards:
+            raise FastDiSSError(f"--shard-id must be from 0 to --num-shards - 1, not {cfg.shard_id}")
         check_data(cfg)
         return super().setup_task(cfg, **kwargs)
 
+    @classmethod
+    def load_dictionary(cls, filename):
+        try:
+            return super().load_dictionary(filename)
+        except Exception as error:  # fairseq raises three kinds, Exception among them
+            raise FastDiSSError(f"{filename} is no dictionary of fairseq-preprocess: {error}") from error
+
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        where = f"split '{split}' ({self.cfg.source_lang}-{self.cfg.target_lang}) in {self.cfg.data}"
         try:
             super().load_dataset(split, epoch, combine, **kwargs)
+            if len(self.datasets[split]) > 0:
+                self.datasets[split][len(self.datasets[split]) - 1]  # the first to be missing in files cut short
         except FileNotFoundError:
-            pair = f"{self.cfg.source_lang}-{self.cfg.target_lang}"
-            raise FastDiSSError(f"no split '{split}' ({pair}) in {self.cfg.data}") from None
+            raise FastDiSSError(f"no {where}") from None
+        except (ValueError, IndexError, AssertionError, struct.error) as error:
+            raise FastDiSSError(f"{where} is damaged: make it again with fairseq-preprocess ({error})") from error
 
     def build_model(self, cfg, from_checkpoint=False):
         """Build a model, ours or a stock one (a reranker).
 
         Raises:
-            FastDiSSError: training with ``--fp16`` and no GPU, or with ``--decoding-int8``.
+            FastDiSSError: training another model, with ``--fp16`` and no GPU, or with ``--decoding-int8``; or
+                ``--eval-bleu-args`` that cannot be read.
         """
         if self.cfg.decoding_int8 and not from_checkpoint:
             raise FastDiSSError("--decoding-int8 is for decoding a trained model; int8 layers cannot be trained")
         if self.cfg.fp16 and not from_checkpoint and (self.cfg.cpu or not torch.cuda.is_available()):
             raise FastDiSSError("training with --fp16 needs a GPU; for bfloat16 on a CPU use --autocast bf16")
+        check_json(self.cfg)
         model = super().build_model(cfg, from_checkpoint)
-        before_loading(model, check_dictionary)
+        if not from_checkpoint and not isinstance(model, FastDiSSModel):
+            raise FastDiSSError(f"--task fastdiss trains the models {', '.join(ARCHITECTURES)}: choose one by --arch")
+        before_loading(model, check_weights)
         return model
+
+    def build_criterion(self, cfg, *others):
+        """Build the criterion.
+
+        Raises:
+            FastDiSSError: another criterion than ours.
+        """
+        criterion = super().build_criterion(cfg, *others)
+        if not hasattr(criterion, "plan"):
+            raise FastDiSSError("--task fastdiss trains with --criterion fastdiss_loss alone")
+        return criterion
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **unused):
         """A generator for ``models`` with the task's options and those of the request ``args``."""
@@ -106,6 +137,10 @@ class FastDiSSTask(TranslationTask):
         for coder in (self.text_bpe, self.text_tokenizer):
             line = line if coder is None else coder.decode(line)
         return line
+
+    def get_interactive_tokens_and_lengths(self, lines, encode_fn):
+        lines = [readable(line, self.cfg.max_source_positions) for line in lines]
+        return super().get_interactive_tokens_and_lengths(lines, encode_fn)
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         limit = self.cfg.max_source_positions
@@ -155,6 +190,14 @@ class FastDiSSTask(TranslationTask):
         return dataset is self.datasets.get(self.cfg.train_subset)
 
 
+def readable(line: str, limit: int) -> str:
+    """As much of a line of text as ``limit`` tokens can hold: tokenisers and BPE, whose time grows with the square
+    of a word's length, would take minutes over megabytes that the model never sees."""
+    if len(line) <= limit:
+        return line
+    return " ".join(word[:limit] for word in line[: 16 * limit].split()[:limit])
+
+
 def check_data(cfg: FastDiSSTaskConfig) -> None:
     """Raise FastDiSSError where the data folder lacks what the task reads first; fills in languages."""
     folder = utils.split_paths(cfg.data)[0]
@@ -167,3 +210,15 @@ def check_data(cfg: FastDiSSTaskConfig) -> None:
             raise FastDiSSError(f"cannot infer the languages from {folder}: give --source-lang and --target-lang")
         if not os.path.isfile(os.path.join(folder, f"dict.{language}.txt")):
             raise FastDiSSError(f"no dictionary dict.{language}.txt in {folder}")
+
+
+def check_json(cfg: FastDiSSTaskConfig) -> None:
+    """Raise FastDiSSError where the options of BLEU in validation are no JSON objects."""
+    for name in ("eval_bleu_args", "eval_bleu_detok_args"):
+        text = getattr(cfg, name)
+        try:
+            fine = text is None or isinstance(json.loads(text), dict)
+        except ValueError:
+            fine = False
+        if not fine:
+            raise FastDiSSError(f"--{name.replace('_', '-')} must be a JSON object like '{{\"a\": 1}}', not {text}")

@@ -84,7 +84,8 @@ def average(paths: List[Path], output: Path, last: int = 0, ema: bool = False) -
     state["last_optimizer_state"] = None
     state["extra_state"].pop("ema", None)
     part = output.with_name(output.name + ".part")
-    torch.save(state, part)
+    with part.open("wb") as stream:  # torch raises no OSError where it opens the file itself
+        torch.save(state, stream)
     os.replace(part, output)
     return chosen
 

@@ -19,6 +19,7 @@ from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import data_utils
 
 from ..compat import FastDiSSError
+from ..models.config import ARCHITECTURES
 from .command import run_as_command
 from .records import sha256, versions
 
@@ -61,11 +62,14 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dic
     """Make the bundle; returns its description.
 
     Raises:
-        FastDiSSError: no such checkpoint, or a data folder without dictionaries.
+        FastDiSSError: no such checkpoint, one of another model, or a data folder without dictionaries.
     """
     if not checkpoint.is_file():
         raise FastDiSSError(f"no checkpoint {checkpoint}")
     state = load_checkpoint_to_cpu(str(checkpoint))
+    arch = getattr(state["cfg"]["model"], "_name", None)
+    if arch not in ARCHITECTURES:
+        raise FastDiSSError(f"{checkpoint} is the checkpoint of a {arch}, not a FastDiSS model")
     task = state["cfg"]["task"]
     given = [task["source_lang"], task["target_lang"]]
     languages = given if all(given) else data_utils.infer_language_pair(str(data))
@@ -82,7 +86,7 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dic
         "source_lang": languages[0],
         "target_lang": languages[1],
         "tokenizer_langs": tokenizer_languages(data) or languages,
-        "arch": state["cfg"]["model"]["_name"],
+        "arch": arch,
         "updates": state["optimizer_history"][-1]["num_updates"],
         "parameters": sum(value.numel() for value in state["model"].values()),
         "versions": versions(),
