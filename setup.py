@@ -33,7 +33,17 @@ setup(
         "subword-nmt",
     ],
     extras_require={
-        "test": ["pytest", "pytest-cov", "playwright", "httpx", "ruff==0.17.5", "mypy", *EXPERIMENTS, *SERVE],
+        "test": [
+            "pytest",
+            "pytest-cov",
+            "hypothesis",
+            "playwright",
+            "httpx",
+            "ruff==0.17.5",
+            "mypy",
+            *EXPERIMENTS,
+            *SERVE,
+        ],
         "experiments": EXPERIMENTS,
         "serve": SERVE,
     },

@@ -27,13 +27,9 @@ def in_process(line, stdin=b""):
         arguments += ["--user-dir", PLUGIN]
     out, err, code = io.StringIO(), io.StringIO(), 0
     typed = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8", errors="strict")
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.multiple(
-            sys, argv=[name if name.startswith("fastdiss-") else f"fairseq-{name}", *arguments], stdin=typed
-        ),
-    ):
+    command = name if name.startswith("fastdiss-") else f"fairseq-{name}"
+    swapped = mock.patch.multiple(sys, argv=[command, *arguments], stdin=typed)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), swapped:
         accept_any_bytes()  # as importing the package does
         try:
             module.cli_main()

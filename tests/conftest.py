@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+#: The same few examples at each run, however slow the machine.
+settings.register_profile("fixed", max_examples=25, derandomize=True, deadline=None, database=None)
+settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = str(ROOT / "fastdiss_fairseq")

@@ -66,8 +66,11 @@ class FastDiSSTask(TranslationTask):
         where = f"split '{split}' ({self.cfg.source_lang}-{self.cfg.target_lang}) in {self.cfg.data}"
         try:
             super().load_dataset(split, epoch, combine, **kwargs)
-            if len(self.datasets[split]) > 0:
-                self.datasets[split][len(self.datasets[split]) - 1]  # the first to be missing in files cut short
+            if len(self.datasets[split]) == 0:
+                raise FastDiSSError(f"{where} holds no sentence")
+            self.datasets[split][len(self.datasets[split]) - 1]  # the first to be missing in files cut short
+        except FastDiSSError:
+            raise
         except FileNotFoundError:
             raise FastDiSSError(f"no {where}") from None
         except (ValueError, IndexError, AssertionError, struct.error) as error:
@@ -149,38 +152,41 @@ class FastDiSSTask(TranslationTask):
         return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
 
     def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
-        """Over-long sentences leave the training set only; elsewhere the model cuts what it reads."""
+        """Over-long sentences leave the training set only; elsewhere the model cuts what it reads.
+
+        ``--num-shards`` and ``--shard-id``, which fairseq-generate ignores, take every so-manieth of the other
+        sets' sentences, which come ordered by length.  A shard without a sentence ends the command, and well:
+        fairseq-generate would divide by zero.
+        """
         if self._is_training_set(dataset):
             return super().filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
-        return indices
+        if not any(dataset is known for known in self.datasets.values()):
+            return indices
+        share = indices[self.cfg.shard_id :: self.cfg.num_shards]
+        if len(share) == 0:
+            logger.info(f"shard {self.cfg.shard_id} of {self.cfg.num_shards} has none of the {len(indices)} sentences")
+            raise SystemExit(0)
+        return share
 
     def can_reuse_epoch_itr(self, dataset):
         """Training batches are made anew each epoch: reused ones would depend on the epoch that the
         process started in, and resuming would not equal never having stopped."""
         return not self._is_training_set(dataset) and super().can_reuse_epoch_itr(dataset)
 
-    def get_batch_iterator(
-        self, dataset, max_tokens=None, num_shards=1, shard_id=0, num_workers=0, data_buffer_size=0, **others
-    ):
+    def get_batch_iterator(self, dataset, max_tokens=None, num_workers=0, data_buffer_size=0, **others):
         """fairseq's iterator, made safe.
 
         Newer fairseq drops the last sentences where their number is no multiple of
         ``--required-batch-size-multiple``, so that option is not passed on.  Outside the training
-        set a sentence longer than ``max_tokens`` still makes a batch, and ``--num-shards`` with
-        ``--shard-id``, which fairseq-generate ignores, split the data.  Without worker processes
+        set a sentence longer than ``max_tokens`` still makes a batch.  Without worker processes
         nothing is prefetched, since a prefetching thread can crash the process at exit.
         """
         others["required_batch_size_multiple"] = 1
-        if not self._is_training_set(dataset):
-            if max_tokens is not None and len(dataset) > 0:
-                max_tokens = max(max_tokens, max(map(dataset.num_tokens, range(len(dataset)))))
-            if self.cfg.num_shards > 1 and num_shards == 1:
-                num_shards, shard_id = self.cfg.num_shards, self.cfg.shard_id
+        if not self._is_training_set(dataset) and max_tokens is not None and len(dataset) > 0:
+            max_tokens = max(max_tokens, max(map(dataset.num_tokens, range(len(dataset)))))
         return super().get_batch_iterator(
             dataset,
             max_tokens=max_tokens,
-            num_shards=num_shards,
-            shard_id=shard_id,
             num_workers=num_workers,
             data_buffer_size=data_buffer_size if num_workers > 0 else 0,
             **others,
