@@ -105,11 +105,17 @@ def tokenizer_languages(data: Path) -> Optional[List[str]]:
 
 
 def verify(folder: Path) -> None:
-    """Raise FastDiSSError unless every file of a bundle has its checksum."""
+    """Raise FastDiSSError unless every file that is read of a bundle is listed, and has its checksum."""
     try:
-        expected = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        expected = dict(description["sha256"])
+        read = {WEIGHTS, *(f"dict.{description[side]}.txt" for side in ("source_lang", "target_lang"))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FastDiSSError(f"{folder} is no bundle: {error}") from None
+    if (folder / "codes").exists():
+        read.add("codes")
+    if read - set(expected):
+        raise FastDiSSError(f"{folder / DESCRIPTION} has no checksum of {', '.join(sorted(read - set(expected)))}")
     for name, checksum in expected.items():
         if not (folder / name).is_file():
             raise FastDiSSError(f"{folder} lacks {name}")

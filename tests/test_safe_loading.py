@@ -1,0 +1,102 @@
+"""Checkpoints and bundles from elsewhere: nothing in them runs, and nothing in them goes unchecked."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+
+from fastdiss_fairseq import FastDiSS
+from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.tools.export import DESCRIPTION, WEIGHTS, verify
+from fastdiss_fairseq.tools.records import sha256
+
+BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
+
+
+class Call:
+    """An object whose pickle calls a function when it is read."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+#: Functions that a careless reader would run, by the name that a refusal tells.
+CALLS = {
+    "posix.system": lambda trace: Call(os.system, f"touch {trace}"),
+    "builtins.exec": lambda trace: Call(exec, f"open({str(trace)!r}, 'w')"),
+    "io.open": lambda trace: Call(open, str(trace), "w"),
+    "os.mkdir": lambda trace: Call(os.mkdir, str(trace)),
+}
+
+
+@pytest.mark.parametrize("form", ["torch", "plain pickle"])
+@pytest.mark.parametrize("name", list(CALLS))
+def test_a_malicious_checkpoint_is_refused_and_nothing_runs(name, form, tmp_path):
+    trace, path = tmp_path / "trace", tmp_path / "model.pt"
+    state = {"model": {"weight": torch.ones(2)}, "cfg": CALLS[name](trace)}
+    if form == "torch":
+        torch.save(state, path)
+    else:
+        path.write_bytes(pickle.dumps(state))
+    with pytest.raises(FastDiSSError) as refused:
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    assert form != "torch" or "could run any command" in str(refused.value)
+    assert not trace.exists() and "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(BUNDLE, tmp_path / "bundle")
+
+
+def test_a_malicious_bundle_with_checksums_that_agree_is_refused(copy, tmp_path):
+    torch.save({"cfg": CALLS["posix.system"](tmp_path / "trace")}, copy / WEIGHTS)
+    description = json.loads((copy / DESCRIPTION).read_text())
+    description["sha256"][WEIGHTS] = sha256(copy / WEIGHTS)
+    (copy / DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(FastDiSSError, match="could run any command"):
+        FastDiSS.from_pretrained(copy)
+    assert not (tmp_path / "trace").exists()
+
+
+def unlist(folder, name):
+    description = json.loads((folder / DESCRIPTION).read_text())
+    del description["sha256"][name]
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+
+
+CHANGES = {
+    "other weights": (lambda folder: (folder / WEIGHTS).write_bytes(b"x"), "checksum differs"),
+    "another word": (lambda folder: (folder / "dict.en.txt").write_text("word 1\n"), "checksum differs"),
+    "a file missing": (lambda folder: (folder / "dict.de.txt").unlink(), "lacks dict.de.txt"),
+    "weights not listed": (lambda folder: unlist(folder, WEIGHTS), f"no checksum of {WEIGHTS}"),
+    "codes not listed": (lambda folder: unlist(folder, "codes"), "no checksum of codes"),
+    "no description": (lambda folder: (folder / DESCRIPTION).unlink(), "no bundle"),
+    "a description cut short": (lambda folder: (folder / DESCRIPTION).write_text('{"sha'), "no bundle"),
+    "a list": (lambda folder: (folder / DESCRIPTION).write_text("[]"), "no bundle"),
+    "no languages": (lambda folder: (folder / DESCRIPTION).write_text('{"sha256": {}}'), "no bundle"),
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_a_changed_bundle_is_refused(name, copy):
+    change, message = CHANGES[name]
+    verify(copy)
+    change(copy)
+    with pytest.raises(FastDiSSError, match=message):
+        FastDiSS.from_pretrained(copy)
+
+
+def test_the_allow_list_holds_no_function_but_those_that_make_arrays():
+    """torch calls what is allowed with whatever arguments the file says."""
+    functions = {item if not isinstance(item, tuple) else item[0] for item in torch.serialization.get_safe_globals()}
+    ours = {item for item in functions if not isinstance(item, type) and not item.__module__.startswith("torch")}
+    assert {item.__name__ for item in ours} <= {"_reconstruct", "scalar", "Any"}
