@@ -8,6 +8,7 @@ from . import compat, safety
 
 compat.install_error_hook()
 compat.accept_any_bytes()
+compat.drop_damaged_data_quietly()
 safety.guard_training()
 compat.allow_checkpoint_classes()
 compat.name_numpy_modules()

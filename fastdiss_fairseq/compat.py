@@ -5,6 +5,7 @@ import collections
 import math
 import os
 import sys
+import traceback
 import typing
 from typing import Optional
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq.data.indexed_dataset import MMapIndexedDataset
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 
 
@@ -24,10 +26,10 @@ def install_error_hook() -> None:
     """Let commands end in one line instead of a traceback where the user can mend the mistake."""
     shown_by_default = sys.excepthook
 
-    def hook(kind, error, traceback):
+    def hook(kind, error, trace):
         line = explanation(error)
         if line is None:
-            shown_by_default(kind, error, traceback)
+            shown_by_default(kind, error, trace)
         else:
             print(f"fastdiss: error: {line}", file=sys.stderr)
 
@@ -50,11 +52,20 @@ def explanation(error: BaseException) -> Optional[str]:
 
 def _raised_by_a_command(error: BaseException) -> bool:
     """Whether the innermost call is one of fairseq's commands, or its choice of a checkpoint."""
-    trace = error.__traceback__
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    folder, name = os.path.split(trace.tb_frame.f_code.co_filename)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    folder, name = os.path.split(frame.f_code.co_filename)
     return os.path.basename(folder) == "fairseq_cli" or name == "checkpoint_utils.py"
+
+
+def drop_damaged_data_quietly() -> None:
+    """Let fairseq's data files be dropped that could not be opened: they would print a traceback behind our line."""
+    for kind in (MMapIndexedDataset, MMapIndexedDataset.Index):
+
+        def close(self, stock=kind.__del__):
+            if hasattr(self, "_bin_buffer_mmap"):
+                stock(self)
+
+        kind.__del__ = close
 
 
 def accept_any_bytes() -> None:

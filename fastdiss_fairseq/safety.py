@@ -88,8 +88,6 @@ def _loading(stock):
     def load(path, *args, **kwargs):
         try:
             return stock(path, *args, **kwargs)
-        except OSError:
-            raise
         except UNREADABLE as error:
             raise FastDiSSError(f"{path} {fault(path) or foreign(error)}") from error
 

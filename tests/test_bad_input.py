@@ -12,6 +12,7 @@ import pytest
 import torch
 from commands import in_process
 from conftest import ENVIRONMENT, MODEL, PLUGIN, TRAINING, preprocess, write_pairs
+from fairseq.data import indexed_dataset
 
 import fastdiss_fairseq  # noqa: F401  (allows fairseq's classes in torch.load)
 
@@ -87,11 +88,12 @@ def places(data, other_data, reranker, checkpoint, transformer, text, tmp_path_f
     torch.save([1, 2], folder / "list")
     torch.save({**state, "model": {"weight": torch.ones(2)}}, folder / "emptied")
     torch.save({"model": Bomb(folder / "exploded")}, folder / "bomb")
-    for name in ("reordered", "no_words", "garbled_dict", "cut_index", "cut_data", "only_dict", "no_train"):
+    for name in ("reordered", "no_words", "garbled_dict", "no_lines", "cut_index", "cut_data", "only_dict", "no_train"):
         shutil.copytree(data, folder / name)
     reorder(folder / "reordered" / "dict.src.txt")
     (folder / "no_words" / "dict.src.txt").write_bytes(b"")
     (folder / "garbled_dict" / "dict.tgt.txt").write_bytes(random_bytes)
+    empty(folder / "no_lines", "test.src-tgt")
     halve(folder / "cut_index" / "test.src-tgt.src.idx")
     halve(folder / "cut_data" / "test.src-tgt.tgt.bin")
     for name, pattern in (("only_dict", "*.bin"), ("only_dict", "*.idx"), ("no_train", "train.*")):
@@ -118,6 +120,13 @@ def places(data, other_data, reranker, checkpoint, transformer, text, tmp_path_f
 def reorder(dictionary):
     words = dictionary.read_text().splitlines(keepends=True)
     dictionary.write_text("".join(words[:3][::-1] + words[3:]))
+
+
+def empty(data, split):
+    """Make a split of no sentences, as fairseq-preprocess makes it of empty files."""
+    for side in ("src", "tgt"):
+        path = str(data / f"{split}.{side}")
+        indexed_dataset.make_builder(f"{path}.bin", "mmap", vocab_size=40).finalize(f"{path}.idx")
 
 
 def halve(path):
@@ -202,6 +211,7 @@ train $data --eval-bleu --eval-bleu-args '{decoding_steps:3}'          | --eval-
 train $data --eval-bleu --eval-bleu-args '[3]'                         | --eval-bleu-args
 train $data --valid-subset dev                                         | no split 'dev'
 train $no_train                                                        | no split 'train'
+generate $no_lines --path $checkpoint                                  | empty or damaged
 train $folder                                                          | cannot infer the languages
 train $garbled_dict                                                    | dict.tgt.txt
 train $other --share-all-embeddings                                    | joined dictionary

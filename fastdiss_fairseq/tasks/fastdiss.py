@@ -66,15 +66,13 @@ class FastDiSSTask(TranslationTask):
         where = f"split '{split}' ({self.cfg.source_lang}-{self.cfg.target_lang}) in {self.cfg.data}"
         try:
             super().load_dataset(split, epoch, combine, **kwargs)
-            if len(self.datasets[split]) == 0:
-                raise FastDiSSError(f"{where} holds no sentence")
-            self.datasets[split][len(self.datasets[split]) - 1]  # the first to be missing in files cut short
-        except FastDiSSError:
-            raise
+            self.datasets[split][len(self.datasets[split]) - 1]  # the first that files cut short lack
         except FileNotFoundError:
             raise FastDiSSError(f"no {where}") from None
         except (ValueError, IndexError, AssertionError, struct.error) as error:
-            raise FastDiSSError(f"{where} is damaged: make it again with fairseq-preprocess ({error})") from error
+            raise FastDiSSError(
+                f"{where} is empty or damaged: make it again with fairseq-preprocess ({error})"
+            ) from error
 
     def build_model(self, cfg, from_checkpoint=False):
         """Build a model, ours or a stock one (a reranker).

@@ -9,11 +9,9 @@ PLUGIN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def run_as_command(main) -> None:
-    """Run ``main``; its FastDiSSErrors (compat's hook) and OSErrors end it with exit code 1 and one line."""
+    """Run ``main``; mistakes of the user's end it with exit code 1 and one line (compat's hook)."""
     logging.getLogger().setLevel(logging.WARNING)  # fairseq's commands configure DEBUG for all
     try:
         main()
-    except OSError as error:  # a file where a folder should be, missing rights, a full disk
-        sys.exit(f"fastdiss: error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")
