@@ -50,6 +50,8 @@ def test_resuming_equals_never_stopping(data, tmp_path, stop):
     whole, parts = (load(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "parts"))
     assert whole["optimizer_history"][-1]["num_updates"] == 10
     assert whole["last_optimizer_state"]["state"] and "ema" in whole["extra_state"]
+    for state in (whole, parts):
+        state["optimizer_history"] = state["optimizer_history"][-1:]  # fairseq adds an entry at each start
     assert not differences(whole, parts)
 
 
