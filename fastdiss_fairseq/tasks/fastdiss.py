@@ -63,15 +63,16 @@ class FastDiSSTask(TranslationTask):
             raise FastDiSSError(f"{filename} is no dictionary of fairseq-preprocess: {error}") from error
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        where = f"split '{split}' ({self.cfg.source_lang}-{self.cfg.target_lang}) in {self.cfg.data}"
+        pair = f"{self.cfg.source_lang}-{self.cfg.target_lang}"
         try:
             super().load_dataset(split, epoch, combine, **kwargs)
             self.datasets[split][len(self.datasets[split]) - 1]  # the first that files cut short lack
         except FileNotFoundError:
-            raise FastDiSSError(f"no {where}") from None
+            raise FastDiSSError(f"no split '{split}' ({pair}) in {self.cfg.data}") from None
         except (ValueError, IndexError, AssertionError, struct.error) as error:
             raise FastDiSSError(
-                f"{where} is empty or damaged: make it again with fairseq-preprocess ({error})"
+                f"split '{split}' ({pair}) in {self.cfg.data} is empty or damaged: make it again with "
+                f"fairseq-preprocess ({error})"
             ) from error
 
     def build_model(self, cfg, from_checkpoint=False):
