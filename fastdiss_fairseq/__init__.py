@@ -1,7 +1,7 @@
 """FastDiSS for fairseq: few-step continuous diffusion for sequence-to-sequence text.
 
-Importing the package registers the task ``fastdiss``, the architectures ``fastdiss_*`` and the
-criterion ``fastdiss_loss``; ``--user-dir fastdiss_fairseq`` does it on the command line.
+Importing the package registers the task ``fastdiss``, the architectures ``fastdiss_*`` and ``fsdfm_*`` and the
+criterions ``fastdiss_loss`` and ``fsdfm_loss``; ``--user-dir fastdiss_fairseq`` does it on the command line.
 """
 
 from . import compat, safety

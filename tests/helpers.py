@@ -5,8 +5,10 @@ import torch
 from fairseq.data import Dictionary
 
 from fastdiss_fairseq.criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
+from fastdiss_fairseq.criterions.fsdfm import FSDFMLoss, FSDFMLossConfig
 from fastdiss_fairseq.models.config import architecture_config
 from fastdiss_fairseq.models.fastdiss import FastDiSSModel
+from fastdiss_fairseq.models.fsdfm import FSDFMModel
 from fastdiss_fairseq.tasks.fastdiss import FastDiSSTask, FastDiSSTaskConfig
 
 #: Sizes that make a model of some ten thousand parameters.
@@ -64,6 +66,17 @@ def model(for_task=None, seed=0, **options) -> FastDiSSModel:
     torch.manual_seed(seed)
     cfg = model_config(**{**MINIATURE, **options})
     return FastDiSSModel.build_model(cfg, for_task or task()).eval()
+
+
+def flow_model(for_task=None, seed=0, arch="fsdfm_tiny", **options) -> FSDFMModel:
+    """A miniature FS-DFM model, in evaluation mode."""
+    torch.manual_seed(seed)
+    cfg = model_config(arch, **{**MINIATURE, **options})
+    return FSDFMModel.build_model(cfg, for_task or task()).eval()
+
+
+def flow_criterion(for_task=None, **options) -> FSDFMLoss:
+    return FSDFMLoss.build_criterion(FSDFMLossConfig(seed=1, **options), for_task or task())
 
 
 def criterion(for_task=None, **options) -> FastDiSSLoss:

@@ -6,8 +6,9 @@ from helpers import batch, criterion, model, model_config, sentences, task
 
 from fastdiss_fairseq.compat import FastDiSSError, before_loading
 from fastdiss_fairseq.diffusion.noise import fold
-from fastdiss_fairseq.models.config import ARCHITECTURES
-from fastdiss_fairseq.models.fastdiss import FastDiSSModel, check_dictionary
+from fastdiss_fairseq.models.config import FASTDISS_ARCHITECTURES
+from fastdiss_fairseq.models.base import check_dictionary
+from fastdiss_fairseq.models.fastdiss import FastDiSSModel
 
 OFF = dict(no_scp=True, no_mans=True)
 SOURCES, TARGETS = sentences(8, seed=1), sentences(8, seed=2, shortest=1)
@@ -17,7 +18,7 @@ def parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", FASTDISS_ARCHITECTURES)
 def test_every_architecture_builds_and_its_layers_have_its_sizes(arch):
     cfg = model_config(arch)
     built = FastDiSSModel.build_model(cfg, task())
@@ -37,7 +38,7 @@ def test_number_of_parameters_with_8000_types(arch, low, high):
     assert low < parameters(FastDiSSModel.build_model(model_config(arch), task(8000))) < high
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", FASTDISS_ARCHITECTURES)
 def test_registered_with_fairseq_under_its_name(arch):
     from fairseq.models import ARCH_MODEL_REGISTRY
 

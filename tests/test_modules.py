@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from fastdiss_fairseq.compat import _attention_by_hand
-from fastdiss_fairseq.modules.denoiser import Denoiser, Memory
+from fastdiss_fairseq.modules.denoiser import Denoiser
+from fastdiss_fairseq.modules.target import Memory
 from fastdiss_fairseq.modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding, sinusoid
 from fastdiss_fairseq.modules.encoder import Encoder
 from fastdiss_fairseq.modules.reference import ReferenceDenoiser

@@ -1,3 +1,3 @@
 """fairseq criterions."""
 
-from . import fastdiss  # noqa: F401
+from . import fastdiss, fsdfm  # noqa: F401

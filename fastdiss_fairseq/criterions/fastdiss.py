@@ -17,8 +17,8 @@ from ..diffusion.noise import fold
 from ..diffusion.noise_scaling import PhaseTable
 from ..diffusion.perturbation import COUPLINGS, RULES, Perturbation
 from ..diffusion.training import TrainingPlan
+from ..models.base import cut
 from ..models.config import check_probability, option
-from ..models.fastdiss import cut
 
 
 #: Bins of equal width in t for ``--log-noise-levels``.

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, fields
-from typing import Optional, Sequence
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
@@ -10,14 +10,26 @@ from fairseq.dataclass.configs import GenerationConfig
 from ..compat import FastDiSSError
 from ..diffusion.process import Process
 from ..diffusion.sampling import DECODING_SOLVERS, MASK_PREDICT, SELF_CONDITIONING, Sampler
+from ..flow.jumps import JUMPS
+from ..flow.path import Path
+from ..flow.sampling import CUMULATIVE, LAST_STEPS, FlowSampler
 from ..models.config import option
 
+#: Solvers of either family.
+SOLVER_NAMES = (*DECODING_SOLVERS, *JUMPS)
 CHOICES = ("score", "mbr", "ar")
-ESTIMATES = ("direct", "expected", "rounded")
+#: The first is the default.
+ESTIMATES = ("expected", "direct", "rounded")
+#: Estimates of either family.
+ESTIMATE_NAMES = (*ESTIMATES, *LAST_STEPS)
 
 #: By default the model is told of this many times the noise factor it was trained with (RESULTS.md,
 #: "The decoding rule").
 TOLD_RATIO = 2.0
+
+
+#: FS-DFM's temperature, chosen on validation (docs/fsdfm.md).
+FLOW_TEMPERATURE = 0.0
 
 
 @dataclass
@@ -27,10 +39,11 @@ class DecodingConfig(FairseqDataclass):
     decoding_steps: Optional[int] = option(
         None, "network evaluations K (default: --iter-decode-max-iter + 1, fairseq's convention)"
     )
-    decoding_solver: ChoiceEnum(list(DECODING_SOLVERS)) = option(
-        MASK_PREDICT,
-        "how a step moves z; mask_predict: a step takes the tokens it is most certain of as known and begins anew "
-        "with the others (for it noise factors do not matter)",
+    decoding_solver: Optional[ChoiceEnum(list(SOLVER_NAMES))] = option(
+        None,
+        f"how a step moves z (default: {MASK_PREDICT}: a step takes the tokens it is most certain of as known and "
+        "begins anew with the others; for it noise factors do not matter); FS-DFM: how tokens jump (default: "
+        f"{CUMULATIVE})",
     )
     decoding_noise_factor: Optional[float] = option(
         None, "noise factor of decoding (default: that of training); less sharpens"
@@ -41,14 +54,19 @@ class DecodingConfig(FairseqDataclass):
         "time, --decoding-noise-factor's value the truth, more tells it of more noise than there is "
         f"(default: {TOLD_RATIO:g} times that of training)",
     )
-    decoding_temperature: float = option(1.0, "scale of the noise that decoding starts from")
+    decoding_temperature: Optional[float] = option(
+        None,
+        "scale of the noise that decoding starts from (default: 1); FS-DFM: temperature of the words that tokens jump "
+        f"to (default: {FLOW_TEMPERATURE:g}, the likeliest; 1: drawn from the prediction)",
+    )
     decoding_self_conditioning: ChoiceEnum(list(SELF_CONDITIONING)) = option(
         "previous", "condition on the last step's estimate, on one made anew (2 K evaluations), or on none"
     )
-    decoding_estimate: ChoiceEnum(list(ESTIMATES)) = option(
-        "expected",
-        "what the solver and self-conditioning get: the network's estimate, the mean token embedding "
-        "under its softmax, or the nearest token's embedding",
+    decoding_estimate: Optional[ChoiceEnum(list(ESTIMATE_NAMES))] = option(
+        None,
+        "what the solver and self-conditioning get: the network's estimate (direct), the mean token embedding under "
+        "its softmax (expected, the default), or the nearest token's embedding (rounded); FS-DFM: whether the last step "
+        "takes the likeliest words (the default) or draws them (drawn)",
     )
     length_beam: Optional[int] = option(None, "candidate lengths a sentence (default: --iter-decode-with-beam)")
     noise_beam: int = option(1, "noise seeds a length")
@@ -71,7 +89,7 @@ class Decoding:
     """A decoding request, complete and checked."""
 
     steps: int
-    sampler: Sampler
+    sampler: Any  # a Sampler, or FS-DFM's FlowSampler
     estimate: str
     length_beam: int
     noise_beam: int
@@ -81,14 +99,14 @@ class Decoding:
     seed: int
 
 
-def resolve(task_cfg, request, trained: Process) -> Decoding:
+def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:
     """Join the task's options with a request.
 
     Args:
         task_cfg: the task's configuration, which holds the fields of :class:`DecodingConfig`.
         request: fairseq's GenerationConfig, or the Namespace of ``--eval-bleu-args``; where it has a
             field of :class:`DecodingConfig`, that goes before the task's.
-        trained: the process the model was trained on.
+        trained: the process, or path, the model was trained on.
 
     Raises:
         FastDiSSError: an unknown option in a Namespace, or a value out of its range.
@@ -105,23 +123,16 @@ def resolve(task_cfg, request, trained: Process) -> Decoding:
     def given(name, otherwise):
         return value(name) if value(name) is not None else otherwise
 
-    factor = given("decoding_noise_factor", trained.noise_factor)
+    family = FAMILIES[type(trained)]
     try:
-        sampler = Sampler(
-            trained=trained,
-            noise_factor=factor,
-            told_noise_factor=given("decoding_told_noise_factor", TOLD_RATIO * trained.noise_factor),
-            temperature=value("decoding_temperature"),
-            solver=str(value("decoding_solver")),
-            self_conditioning=str(value("decoding_self_conditioning")),
-        )
+        sampler = family.sampler(trained, value, given)
     except ValueError as error:
         raise FastDiSSError(str(error)) from None
     rerank = value("iter_decode_with_external_reranker")
     return Decoding(
         steps=positive("--decoding-steps", given("decoding_steps", value("iter_decode_max_iter") + 1)),
         sampler=sampler,
-        estimate=_known("estimate", str(value("decoding_estimate")), ESTIMATES),
+        estimate=_known("estimate", str(given("decoding_estimate", family.estimates[0])), family.estimates),
         length_beam=positive("--length-beam", given("length_beam", value("iter_decode_with_beam"))),
         noise_beam=positive("--noise-beam", value("noise_beam")),
         choice=_known("choice", "ar" if rerank else str(value("decoding_choice")), CHOICES),
@@ -129,6 +140,44 @@ def resolve(task_cfg, request, trained: Process) -> Decoding:
         history=value("retain_iter_history") or value("print_step"),
         seed=task_cfg.seed,
     )
+
+
+def continuous_sampler(trained: Process, value: Callable, given: Callable) -> Sampler:
+    """FastDiSS' sampler; ``value(name)`` is an option, ``given(name, otherwise)`` one that may be None."""
+    return Sampler(
+        trained=trained,
+        noise_factor=given("decoding_noise_factor", trained.noise_factor),
+        told_noise_factor=given("decoding_told_noise_factor", TOLD_RATIO * trained.noise_factor),
+        temperature=given("decoding_temperature", 1.0),
+        solver=str(given("decoding_solver", MASK_PREDICT)),
+        self_conditioning=str(value("decoding_self_conditioning")),
+    )
+
+
+def flow_sampler(trained: Path, value: Callable, given: Callable) -> FlowSampler:
+    """FS-DFM's sampler; as :func:`continuous_sampler`.
+
+    Raises:
+        ValueError: early exit, since a step that changes nothing says nothing of the next.
+    """
+    if value("early_exit"):
+        raise ValueError("--early-exit is for FastDiSS: FS-DFM's tokens may jump after a step without a change")
+    return FlowSampler(
+        path=trained,
+        solver=str(given("decoding_solver", CUMULATIVE)),
+        temperature=given("decoding_temperature", FLOW_TEMPERATURE),
+        last=str(given("decoding_estimate", LAST_STEPS[0])),
+    )
+
+
+class Family(NamedTuple):
+    """How a family of models decodes: its sampler, and its ``estimates``, the default first."""
+
+    sampler: Callable
+    estimates: Sequence[str]
+
+
+FAMILIES = {Process: Family(continuous_sampler, ESTIMATES), Path: Family(flow_sampler, LAST_STEPS)}
 
 
 def positive(flag: str, value) -> int:

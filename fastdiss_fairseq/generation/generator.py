@@ -1,30 +1,24 @@
 """The generator: from a fairseq sample to hypotheses, in K network evaluations."""
 
 from dataclasses import replace
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor
 
 from ..compat import FastDiSSError
 from ..diffusion.noise import fold, sentence_key
-from ..diffusion.mask_predict import mask_predict
-from ..diffusion.sampling import MASK_PREDICT, Read, sample
-from ..models.fastdiss import FastDiSSModel, Source
-from ..modules.rounding import read
+from ..models.base import FewStepModel, Source
+from ..models.fastdiss import FastDiSSModel
+from ..models.fsdfm import FSDFMModel
+from . import continuous, discrete
+from .candidates import Candidates, Special
 from .choice import autoregressive_score, mbr, mean_log_probability
 from .config import Decoding, positive
 
 
-class Candidates(NamedTuple):
-    """Decoded candidates of S sentences: ``tokens``, ``log_probs`` and ``mask`` (S, C, T),
-    ``steps`` (S,) and ``history``, what stood after each step."""
-
-    tokens: Tensor
-    log_probs: Tensor
-    mask: Tensor
-    steps: Tensor
-    history: List[Read]
+#: How the models of each family make candidates.
+DECODERS = {FastDiSSModel: continuous.decode, FSDFMModel: discrete.decode}
 
 
 class FastDiSSGenerator:
@@ -39,7 +33,8 @@ class FastDiSSGenerator:
 
     def __init__(self, dictionary, decoding: Decoding):
         self.decoding = decoding
-        self.pad, self.eos, self.bos = dictionary.pad(), dictionary.eos(), dictionary.bos()
+        self.pad, self.eos = dictionary.pad(), dictionary.eos()
+        self.special = Special(dictionary.pad(), dictionary.bos(), dictionary.eos())
         self.symbols_to_strip_from_output = {self.eos}
 
     @torch.no_grad()
@@ -49,7 +44,7 @@ class FastDiSSGenerator:
         """Decode a batch.
 
         Args:
-            models: a FastDiSS model, and for the choice ``ar`` an autoregressive one after it.
+            models: a FastDiSS or FS-DFM model, and for the choice ``ar`` an autoregressive one after it.
             sample: a fairseq batch; only ``net_input.src_tokens`` (S, L) is read.
             decoding_steps: K of this call; otherwise that of the options.
         Returns:
@@ -73,42 +68,13 @@ class FastDiSSGenerator:
         scores = self.choose(models, src_tokens, found, decoding.choice)
         return self._hypotheses(found, scores, decoding)
 
-    def decode(self, model: FastDiSSModel, src_tokens: Tensor, decoding: Decoding) -> Candidates:
+    def decode(self, model: FewStepModel, src_tokens: Tensor, decoding: Decoding) -> Candidates:
         """All candidates of a batch of sources (S, L)."""
+        model = model.deployed
         source = model.encode(src_tokens)
         key, mask = self._layout(model, src_tokens, source, decoding)
-        shape = (mask.size(2), model.cfg.latent_dim)
-        whole = model.denoiser.target(mask.flatten(0, 1))
-        numbers = torch.arange(mask[..., 0].numel(), device=mask.device).view(mask.shape[:2])
-
-        def denoise(z, t, z_bar, rows):
-            memory, target = source.memory, whole
-            if len(rows) < len(mask):
-                memory, target = memory.select(rows), whole.select(numbers[rows].flatten())
-            time = t.flatten(0, 1) if t.dim() else t.to(z.device).view(1, 1)
-            return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, memory).view(z.shape)
-
-        def read(estimate, rows, where):
-            return self.read(model, estimate, mask[rows], where, decoding.estimate)
-
-        def read_all(estimate, rows):
-            return self.round(model, estimate, mask[rows])
-
-        def refine(estimate, rows):
-            return model.refine(estimate, mask[rows], decoding.estimate)
-
-        steps, sampler, early_exit = decoding.steps, decoding.sampler, decoding.early_exit
-        if sampler.solver == MASK_PREDICT:
-            tokens, log_probs, taken, history = mask_predict(
-                denoise, read, model.embedding, key, mask, shape[1], steps, sampler, early_exit
-            )
-        else:
-            watched = read_all if decoding.history or early_exit else None
-            found = sample(denoise, key, shape, steps, sampler, watched, early_exit, refine)
-            tokens, log_probs = self.round(model, found.estimate, mask)
-            taken, history = found.steps, found.history
-        evaluations = taken * (2 if decoding.sampler.self_conditioning == "recompute" else 1)
-        return Candidates(tokens, log_probs, mask, evaluations, history)
+        family = next(kind for kind in DECODERS if isinstance(model, kind))
+        return DECODERS[family](model, source, key, mask, decoding, self.special)
 
     def _layout(self, model, src_tokens: Tensor, source: Source, decoding: Decoding):
         """Noise keys (S, C) and mask (S, C, T) of the candidates: lengths x seeds, lengths first."""
@@ -120,28 +86,6 @@ class FastDiSSGenerator:
         lengths = lengths.repeat_interleave(decoding.noise_beam, dim=1)
         positions = torch.arange(int(lengths.max()), device=lengths.device)
         return key, positions < lengths.unsqueeze(2)
-
-    def round(self, model, estimate: Tensor, mask: Tensor):
-        """Nearest tokens and their log-probabilities, (S, C, T) each, of estimates (S, C, T, D).
-
-        The last position is the end of sentence; no other is, and none is padding or <s>.
-        """
-        return self.read(model, estimate, mask, mask, "direct")[:2]
-
-    def read(self, model, estimate: Tensor, mask: Tensor, where: Tensor, how: str):
-        """:meth:`round` at the positions ``where``, and what the next step gets there for the estimates
-        (S, C, T, D), see :meth:`FastDiSSModel.refine`."""
-        last = mask & ~torch.cat((mask[..., 1:], torch.zeros_like(mask[..., :1])), dim=-1)
-        tokens = torch.full_like(mask, self.pad, dtype=torch.long)
-        log_probs = torch.zeros_like(mask, dtype=torch.float)
-        where = where & mask
-        states, table = model.rounded(estimate[where])
-        found = read(states, table, [self.pad, self.bos, self.eos], mean=how == "expected")
-        tokens[where], log_probs[where] = found.tokens, found.log_probs
-        tokens, log_probs = tokens.masked_fill(last, self.eos), log_probs.masked_fill(last, 0.0)
-        if found.mean is not None:
-            return tokens, log_probs, torch.zeros_like(estimate).index_put((where,), found.mean.type_as(estimate))
-        return tokens, log_probs, estimate if how == "direct" else model.embedding(tokens)
 
     def choose(self, models, src_tokens: Tensor, found: Candidates, choice: str) -> Tensor:
         """Scores (S, C) by which candidates are ordered: logarithms, since fairseq prints in base 2."""
@@ -179,9 +123,9 @@ class FastDiSSGenerator:
 def check_models(models, choice: str) -> None:
     """Raise FastDiSSError unless ``models`` are what the choice needs.
 
-    The first must be a FastDiSS model; ``ar`` needs exactly one autoregressive model after it.
+    The first must be a model of this package; ``ar`` needs exactly one autoregressive model after it.
     """
-    if not isinstance(models[0], FastDiSSModel):
+    if not isinstance(models[0], FewStepModel):
         raise FastDiSSError(
             f"the checkpoint holds a {type(models[0]).__name__}, not a FastDiSS model: "
             "decode it with the task it was trained with"
@@ -191,7 +135,7 @@ def check_models(models, choice: str) -> None:
             raise FastDiSSError(
                 "FastDiSS decodes with one model; a second --path entry is a reranker and needs --decoding-choice ar"
             )
-    elif len(models) != 2 or not hasattr(models[1], "decoder") or isinstance(models[1], FastDiSSModel):
+    elif len(models) != 2 or not hasattr(models[1], "decoder") or isinstance(models[1], FewStepModel):
         raise FastDiSSError(
             "--decoding-choice ar needs an autoregressive model as second --path entry "
             "(--path fastdiss.pt:transformer.pt)"

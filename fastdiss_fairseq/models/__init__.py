@@ -1,3 +1,3 @@
 """fairseq models."""
 
-from . import fastdiss  # noqa: F401
+from . import fastdiss, fsdfm  # noqa: F401

@@ -13,7 +13,8 @@ from torch import Tensor
 from fairseq.models.transformer import TransformerConfig
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 
-from .denoiser import Denoiser, Target
+from .denoiser import Denoiser
+from .target import Target
 from .transformer import Attention, LayerConfig, Layout, TransformerLayer
 
 

@@ -3,11 +3,13 @@
 Logits of all positions of a batch are its largest tensor by far (B T V); nothing here keeps them.
 """
 
-from typing import NamedTuple, Optional, Sequence
+from functools import partial
+from typing import Callable, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 #: Positions whose logits are computed at a time: they should fit a CPU's cache, or a part of a GPU's memory.
 AT_ONCE = {"cpu": 256, "cuda": 8192}
@@ -16,6 +18,14 @@ AT_ONCE = {"cpu": 256, "cuda": 8192}
 def in_pieces(positions: Tensor):
     """(N, ...) in pieces of :data:`AT_ONCE`."""
     return positions.split(AT_ONCE.get(positions.device.type, 4096))
+
+
+def by_pieces(function: Callable[..., Tuple[Tensor, ...]], *positions: Tensor) -> Tuple[Tensor, ...]:
+    """The results (N, ...) of ``function`` on pieces of tensors (N, ...), joined.  What it computes on the way, such
+    as logits, is not kept for the backward pass but computed anew there."""
+    keep = not torch.is_grad_enabled()
+    run = function if keep else partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    return tuple(map(torch.cat, zip(*(run(*piece) for piece in zip(*map(in_pieces, positions))))))
 
 
 class Rounding(NamedTuple):

@@ -1,4 +1,4 @@
-"""Transformer layers without causality, shared by the encoder and the denoiser.
+"""Transformer layers without causality, shared by the encoder and the target networks.
 
 fairseq's own layers are not used: their keys differ between fairseq 0.12.2 and main, so checkpoints
 would not load across the two, and they compute cross-attention keys and values anew at every step.
@@ -6,7 +6,7 @@ Layer norm and dropout are fairseq's (NVIDIA apex' fused layer norm is used wher
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 import torch.nn as nn
 from torch import Tensor
@@ -20,7 +20,8 @@ from ..compat import scaled_dot_product_attention
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """The sizes of one layer; ``memory_dim`` None: no cross-attention."""
+    """The sizes of one layer; ``memory_dim`` None: no cross-attention; ``condition_dim``: its norms adapt to a
+    condition of this width."""
 
     dim: int
     ffn_dim: int
@@ -31,6 +32,7 @@ class LayerConfig:
     activation: str
     pre_norm: bool
     memory_dim: Optional[int] = None
+    condition_dim: Optional[int] = None
 
 
 class Layout(NamedTuple):
@@ -51,6 +53,12 @@ class Layout(NamedTuple):
     def pack(self, x: Tensor) -> Tensor:
         """What layers compute on, of (B, T, d)."""
         return x if self.index is None else x.flatten(0, 1)[self.index]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """What rows have in common, (B, 1, d) or (1, 1, d), in a shape that broadcasts over what :meth:`pack` gives."""
+        if self.index is None:
+            return x
+        return x[0] if len(x) == 1 else self.pack(x.expand(-1, self.mask.size(1), -1))
 
     def unpack(self, x: Tensor) -> Tensor:
         """(B, T, d) of what layers computed; zero at padding where it was packed."""
@@ -121,6 +129,27 @@ class FeedForward(nn.Module):
         return self.outer(self.dropout(self.activation(self.inner(x))))
 
 
+class AdaptiveNorm(nn.Module):
+    """Layer norm whose scale and shift come from a condition; at first, it is layer norm (Peebles and Xie, 2022)."""
+
+    def __init__(self, dim: int, condition_dim: int):
+        super().__init__()
+        self.norm = LayerNorm(dim)
+        self.modulation = nn.Linear(condition_dim, 2 * dim)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (..., d), condition (..., d_condition), which broadcast; see :meth:`Layout.spread`."""
+        scale, shift = self.modulation(condition).chunk(2, dim=-1)
+        return self.norm(x) * (1 + scale) + shift
+
+
+def layer_norm(cfg: LayerConfig) -> nn.Module:
+    """The norm of a block."""
+    return LayerNorm(cfg.dim) if cfg.condition_dim is None else AdaptiveNorm(cfg.dim, cfg.condition_dim)
+
+
 class TransformerLayer(nn.Module):
     """Self-attention, cross-attention where the layer has a memory, and a feed-forward network."""
 
@@ -128,18 +157,18 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.pre_norm = cfg.pre_norm
         self.self_attention = Attention(cfg.dim, cfg.heads, cfg.attention_dropout)
-        self.self_norm = LayerNorm(cfg.dim)
+        self.self_norm = layer_norm(cfg)
         if cfg.memory_dim is not None:
             self.cross_attention = Attention(cfg.dim, cfg.heads, cfg.attention_dropout, cfg.memory_dim)
-            self.cross_norm = LayerNorm(cfg.dim)
+            self.cross_norm = layer_norm(cfg)
         self.feed_forward = FeedForward(cfg)
-        self.ffn_norm = LayerNorm(cfg.dim)
+        self.ffn_norm = layer_norm(cfg)
         self.dropout = FairseqDropout(cfg.dropout)
 
-    def _residual(self, x: Tensor, norm: nn.Module, block) -> Tensor:
+    def _residual(self, x: Tensor, norm: nn.Module, block, condition: Tuple[Tensor, ...]) -> Tensor:
         if self.pre_norm:
-            return x + self.dropout(block(norm(x)))
-        return norm(x + self.dropout(block(x)))
+            return x + self.dropout(block(norm(x, *condition)))
+        return norm(x + self.dropout(block(x)), *condition)
 
     def forward(
         self,
@@ -147,12 +176,16 @@ class TransformerLayer(nn.Module):
         layout: Layout,
         memory: Optional[KeyValues] = None,
         memory_mask: Optional[Tensor] = None,
+        condition: Optional[Tensor] = None,
     ) -> Tensor:
-        """x as ``layout`` says, (B, T, d) or packed; the memory and its mask as :meth:`Attention.forward` has them."""
-        x = self._residual(x, self.self_norm, lambda y: self._attend_to_itself(y, layout))
+        """x as ``layout`` says, (B, T, d) or packed; the memory and its mask as :meth:`Attention.forward` has them;
+        the condition, where the layer's norms adapt to one, as :class:`AdaptiveNorm` has it."""
+        given = () if condition is None else (condition,)
+        x = self._residual(x, self.self_norm, lambda y: self._attend_to_itself(y, layout), given)
         if memory is not None:
-            x = self._residual(x, self.cross_norm, lambda y: self.cross_attention(y, layout, memory, memory_mask))
-        return self._residual(x, self.ffn_norm, self.feed_forward)
+            attend = lambda y: self.cross_attention(y, layout, memory, memory_mask)
+            x = self._residual(x, self.cross_norm, attend, given)
+        return self._residual(x, self.ffn_norm, self.feed_forward, given)
 
     def _attend_to_itself(self, x: Tensor, layout: Layout) -> Tensor:
         return self.self_attention(x, layout, self.self_attention.project(x, layout), layout.mask)

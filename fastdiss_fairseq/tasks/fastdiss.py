@@ -17,8 +17,9 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from ..compat import FastDiSSError, before_loading
 from ..generation.config import DecodingConfig, resolve
 from ..generation.generator import FastDiSSGenerator, check_models
+from ..models.base import FewStepModel, check_weights
 from ..models.config import ARCHITECTURES, option
-from ..models.fastdiss import FastDiSSModel, check_weights
+from ..models.fsdfm import FSDFMModel
 
 logger = logging.getLogger(__name__)
 
@@ -79,17 +80,21 @@ class FastDiSSTask(TranslationTask):
         """Build a model, ours or a stock one (a reranker).
 
         Raises:
-            FastDiSSError: training another model, with ``--fp16`` and no GPU, or with ``--decoding-int8``; or
-                ``--eval-bleu-args`` that cannot be read.
+            FastDiSSError: training another model, with ``--fp16`` and no GPU or a moving average, or with
+                ``--decoding-int8``; or ``--eval-bleu-args`` that cannot be read.
         """
         if self.cfg.decoding_int8 and not from_checkpoint:
             raise FastDiSSError("--decoding-int8 is for decoding a trained model; int8 layers cannot be trained")
         if self.cfg.fp16 and not from_checkpoint and (self.cfg.cpu or not torch.cuda.is_available()):
             raise FastDiSSError("training with --fp16 needs a GPU; for bfloat16 on a CPU use --autocast bf16")
+        if self.cfg.fp16 and getattr(cfg, "step_aware", False) and not from_checkpoint:
+            raise FastDiSSError("--fp16 is too coarse for the moving average of --step-aware: use --autocast bf16")
         check_json(self.cfg)
         model = super().build_model(cfg, from_checkpoint)
-        if not from_checkpoint and not isinstance(model, FastDiSSModel):
+        if not from_checkpoint and not isinstance(model, FewStepModel):
             raise FastDiSSError(f"--task fastdiss trains the models {', '.join(ARCHITECTURES)}: choose one by --arch")
+        if from_checkpoint and isinstance(model, FSDFMModel):
+            model.drop_teacher()
         before_loading(model, check_weights)
         return model
 
@@ -101,8 +106,12 @@ class FastDiSSTask(TranslationTask):
         """
         criterion = super().build_criterion(cfg, *others)
         if not hasattr(criterion, "plan"):
-            raise FastDiSSError("--task fastdiss trains with --criterion fastdiss_loss alone")
+            raise FastDiSSError("--task fastdiss trains with --criterion fastdiss_loss or fsdfm_loss alone")
         return criterion
+
+    def optimizer_step(self, optimizer, model, update_num):
+        super().optimizer_step(optimizer, model, update_num)
+        model.after_update()
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **unused):
         """A generator for ``models`` with the task's options and those of the request ``args``."""
@@ -112,7 +121,7 @@ class FastDiSSTask(TranslationTask):
         decoding = resolve(self.cfg, args, models[0].process)
         check_models(models, decoding.choice)
         if self.cfg.decoding_int8:
-            models[0].quantise()
+            models[0].deployed.quantise()
         return FastDiSSGenerator(self.target_dictionary, decoding)
 
     def build_tokenizer(self, args):

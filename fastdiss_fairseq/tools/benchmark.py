@@ -3,7 +3,7 @@
     fastdiss-benchmark data-bin/multi30k_de_en --path runs/both/checkpoint_last.pt --ar ar.pt --cmlm cmlm.pt \\
         --output runs/speed
 
-decodes batches of the test set with FastDiSS at several K (also on the reference path), the autoregressive
+decodes batches of the test set with FastDiSS at several K (also on the reference path), FS-DFM, the autoregressive
 transformer with beams 1 and 5, NAT, CMLM with 4 and 10 iterations and the Levenshtein transformer, as far as
 their checkpoints are given, and takes training steps with each.  All take each batch in turn, so that a
 drift of the machine's speed meets all alike; ratios are medians over batches.  Writes results.json and
@@ -30,12 +30,14 @@ from fairseq.logging import metrics
 
 from ..compat import FastDiSSError
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
+from ..models.fsdfm import FSDFMModel
 from ..modules.reference import ReferenceDenoiser
 from .ablate import SYSTEMS
 from .command import run_as_command
 from .records import Records, clock, device, device_name, peak_memory_mb, versions
 
 BASELINES = ("ar", "nat", "cmlm", "levt")
+FSDFM = "fsdfm"
 #: Generation options of fairseq's models: name -> (baseline, options).
 STOCK = {
     "ar, beam 1": ("ar", {"beam": 1}),
@@ -68,6 +70,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", type=Path, help="folder made by fairseq-preprocess")
     parser.add_argument("--path", required=True, help="FastDiSS checkpoint")
+    parser.add_argument(f"--{FSDFM}", metavar="CHECKPOINT", help="checkpoint of an FS-DFM model")
     for name in BASELINES:
         parser.add_argument(f"--{name}", metavar="CHECKPOINT", help=f"checkpoint of the {name} baseline")
     parser.add_argument("--output", type=Path, required=True)
@@ -89,6 +92,8 @@ def load(path: str, args) -> tuple:
         raise FastDiSSError(f"no checkpoint {path}")
     overrides = {"data": str(args.data), "autocast": "none"}
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+    if isinstance(models[0], FSDFMModel) != (path == args.fsdfm):
+        raise FastDiSSError("--path takes the checkpoint of a FastDiSS model, --fsdfm that of an FS-DFM model")
     return models[0].to(device(args)).eval(), cfg, task
 
 
@@ -112,12 +117,26 @@ def decoders(args) -> List[Contender]:
             request = Namespace(decoding_steps=steps, length_beam=candidates)
             facts = {"system": "fastdiss", "path": path, "steps": steps, "candidates": candidates}
             found.append(Contender(facts, translator(task, paths[path], request)))
+    found += flow_decoders(args)
     for name, (baseline, options) in STOCK.items():
         if getattr(args, baseline):
             stock, _, its_task = load(getattr(args, baseline), args)
             request = GenerationConfig(**options)
             facts = {"system": name, "path": "fairseq", "steps": None, "candidates": None}
             found.append(Contender(facts, translator(its_task, stock, request)))
+    return found
+
+
+def flow_decoders(args) -> List[Contender]:
+    """FS-DFM with the same steps and candidates, where it takes part."""
+    if not args.fsdfm:
+        return []
+    model, _, task = load(args.fsdfm, args)
+    found = []
+    for steps, candidates in itertools.product(args.steps, args.candidates):
+        facts = {"system": FSDFM, "path": "fast", "steps": steps, "candidates": candidates}
+        request = Namespace(decoding_steps=steps, length_beam=candidates)
+        found.append(Contender(facts, translator(task, model, request)))
     return found
 
 
@@ -225,7 +244,7 @@ def trainers(args) -> List[Contender]:
         options = {**trained_with, "mans_start": 0.0, **switches}
         criterion = FastDiSSLoss(FastDiSSLossConfig(**options), task)
         found.append(trainer(name, copy.deepcopy(model), task, criterion))
-    for name in ("ar", "nat"):
+    for name in (FSDFM, "ar", "nat"):
         if getattr(args, name):
             stock, its_cfg, its_task = load(getattr(args, name), args)
             found.append(trainer(name, stock, its_task, its_task.build_criterion(its_cfg.criterion)))
@@ -249,7 +268,8 @@ def trainer(name: str, model, task, criterion) -> Contender:
             task.train_step(batch, model, criterion, optimizer, next(counter))
         optimizer.step()
 
-    facts = {"system": name, "path": "fast" if name in SYSTEMS else "fairseq", "steps": None, "candidates": None}
+    path = "fast" if name in (*SYSTEMS, FSDFM) else "fairseq"
+    facts = {"system": name, "path": path, "steps": None, "candidates": None}
     return Contender(facts, run)
 
 

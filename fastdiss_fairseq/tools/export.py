@@ -20,6 +20,7 @@ from fairseq.data import data_utils
 
 from ..compat import FastDiSSError
 from ..models.config import ARCHITECTURES
+from ..models.fsdfm import averaged_weights
 from .command import run_as_command
 from .records import sha256, versions
 
@@ -50,7 +51,8 @@ def slim(state: dict, half: bool) -> dict:
         cfg["checkpoint"]["save_dir"] = "checkpoints"
         cfg["checkpoint"]["restore_file"] = "checkpoint_last.pt"
     weights = {
-        name: value.half() if half and value.is_floating_point() else value for name, value in state["model"].items()
+        name: value.half() if half and value.is_floating_point() else value
+        for name, value in averaged_weights(state["model"]).items()
     }
     history = {name: state[name] for name in ("optimizer_history", "extra_state")}  # updates and epochs
     history["extra_state"] = {"train_iterator": history["extra_state"]["train_iterator"]}
@@ -88,7 +90,7 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dic
         "tokenizer_langs": tokenizer_languages(data) or languages,
         "arch": arch,
         "updates": state["optimizer_history"][-1]["num_updates"],
-        "parameters": sum(value.numel() for value in state["model"].values()),
+        "parameters": sum(value.numel() for value in averaged_weights(state["model"]).values()),
         "versions": versions(),
         "sha256": {name: sha256(folder / name) for name in sorted([WEIGHTS, *(file.name for file in files)])},
     }

@@ -22,9 +22,10 @@ from tqdm import tqdm
 from fairseq import checkpoint_utils, utils
 
 from ..compat import FastDiSSError
-from ..diffusion.sampling import DECODING_SOLVERS, SELF_CONDITIONING
-from ..generation.config import CHOICES, ESTIMATES, DecodingConfig
+from ..diffusion.sampling import SELF_CONDITIONING
+from ..generation.config import CHOICES, ESTIMATE_NAMES, SOLVER_NAMES
 from ..generation.generator import check_models
+from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
 from .records import Records, clock, device, device_name, peak_memory_mb, sha256, versions
@@ -55,7 +56,6 @@ class Loaded(NamedTuple):
 
 
 def get_parser() -> argparse.ArgumentParser:
-    default = DecodingConfig()
     parser = argparse.ArgumentParser(
         prog="fastdiss-sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,13 +86,13 @@ def get_parser() -> argparse.ArgumentParser:
     grid = parser.add_argument_group("grid")
     grid.add_argument("--steps", type=int, nargs="+", default=[1, 2, 3, 5, 10, 20])
     grid.add_argument("--self-conditioning", nargs="+", default=["previous"], choices=SELF_CONDITIONING)
-    grid.add_argument("--solver", nargs="+", default=[default.decoding_solver], choices=list(DECODING_SOLVERS))
-    grid.add_argument("--estimate", nargs="+", default=[default.decoding_estimate], choices=ESTIMATES)
+    grid.add_argument("--solver", nargs="+", default=[None], choices=SOLVER_NAMES, help="default: fairseq-generate's")
+    grid.add_argument("--estimate", nargs="+", default=[None], choices=ESTIMATE_NAMES, help="likewise")
     grid.add_argument("--noise-factor", type=float, nargs="+", default=[None], help="default: that of training")
     grid.add_argument(
         "--told-noise-factor", type=float, nargs="+", default=[None], help="default: that of fairseq-generate"
     )
-    grid.add_argument("--temperature", type=float, nargs="+", default=[default.decoding_temperature])
+    grid.add_argument("--temperature", type=float, nargs="+", default=[None], help="likewise")
     grid.add_argument("--length-beam", type=int, nargs="+", default=[1])
     grid.add_argument("--noise-beam", type=int, nargs="+", default=[1])
     grid.add_argument("--choice", nargs="+", default=["score"], choices=[c for c in CHOICES if c != "ar"])
@@ -122,7 +122,7 @@ def load(path: str, args) -> Loaded:
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
     check_models(models, "score")
     models[0].to(device(args)).eval()
-    return Loaded(models, task, {"system": system_name(cfg["criterion"]), **facts_of(path)})
+    return Loaded(models, task, {"system": system_name(cfg["criterion"], cfg["model"]), **facts_of(path)})
 
 
 def facts_of(path: str) -> Dict[str, object]:
@@ -131,14 +131,16 @@ def facts_of(path: str) -> Dict[str, object]:
     return {
         "seed": state["cfg"]["common"]["seed"],
         "updates": state["optimizer_history"][-1]["num_updates"],
-        "parameters": sum(value.numel() for value in state["model"].values()),
+        "parameters": sum(value.numel() for value in averaged_weights(state["model"]).values()),
         "checkpoint": Path(path).name,
         "checkpoint_sha256": sha256(path),
     }
 
 
-def system_name(criterion) -> str:
-    """The system's name from the criterion it was trained with."""
+def system_name(criterion, model) -> str:
+    """The system's name from what it was trained with."""
+    if criterion.get("_name") == "fsdfm_loss":
+        return "fsdfm+steps" if model["step_aware"] else "fsdfm"
     parts = [name for name in ("scp", "mans") if not criterion.get(f"no_{name}")]
     return "+".join(parts) or "standard"
 
@@ -158,9 +160,10 @@ def generator_for(loaded: Loaded, cell: Dict[str, object]):
 
 
 def completed(loaded: Loaded, cell: Dict[str, object]) -> Dict[str, object]:
-    """The cell with numbers for the settings that were left to their defaults."""
-    sampler = generator_for(loaded, cell).decoding.sampler
-    return {**cell, "noise_factor": sampler.noise_factor, "told_noise_factor": sampler.told_noise_factor}
+    """The cell as it is decoded: what was left to its default filled in, what the model does not have None."""
+    decoding = generator_for(loaded, cell).decoding
+    known = {**vars(decoding), **vars(decoding.sampler)}
+    return {name: known.get(name) for name in cell}
 
 
 def decode(loaded: Loaded, found: List[dict], cell: Dict[str, object], args, progress) -> tuple:
@@ -286,7 +289,8 @@ class Sweep:
         """Decode the cells of one checkpoint that are missing."""
         loaded = load(path, self.args)
         loaded.facts["system"] = system or loaded.facts["system"]
-        wanted = [completed(loaded, cell) for cell in cells(self.args)]
+        distinct = dict.fromkeys(tuple(completed(loaded, cell).items()) for cell in cells(self.args))
+        wanted = list(map(dict, distinct))
         missing = [cell for cell in wanted if not self.has(loaded, cell)]
         if not missing:
             return

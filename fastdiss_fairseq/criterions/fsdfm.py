@@ -1,0 +1,105 @@
+"""The FS-DFM criterion: flow matching, and with step-aware models learning from the teacher."""
+
+from dataclasses import dataclass
+from typing import Dict
+
+import torch
+from omegaconf import II
+from torch import Tensor
+
+from fairseq import utils
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+
+from ..diffusion.noise import fold
+from ..flow.teacher import TEACHERS
+from ..flow.training import FlowPlan
+from ..models.base import cut
+from ..models.config import option
+
+
+@dataclass
+class FSDFMLossConfig(FairseqDataclass):
+    """How the model is trained; nothing here matters for decoding."""
+
+    teacher: ChoiceEnum(list(TEACHERS)) = option(
+        "rk4", "with --step-aware: the teacher looks four times (rk4) or twice (heun)"
+    )
+    step_size_tilt: float = option(
+        1.0, "with --step-aware: P(h = 2^-k) is proportional to 2^(tilt k), k = 0, ..., 10; 0: all alike"
+    )
+    length_loss_factor: float = option(0.1, "weight of the length loss")
+    seed: int = II("common.seed")
+
+
+@register_criterion("fsdfm_loss", dataclass=FSDFMLossConfig)
+class FSDFMLoss(FairseqCriterion):
+    """L = L_flow + L_teacher + factor L_length, a mean over target tokens (method, section 7)."""
+
+    def __init__(self, cfg: FSDFMLossConfig, task):
+        super().__init__(task)
+        self.cfg = cfg
+
+    @classmethod
+    def build_criterion(cls, cfg, task):
+        return cls(cfg, task)
+
+    def plan(self, ids: Tensor, model) -> FlowPlan:
+        """The plan of one batch: sentence ``ids`` (B,) and the update fix every random number.  Validation is always
+        that of update 0 and without a teacher, so its losses can be compared."""
+        update = model.num_updates if model.training else 0
+        return FlowPlan(
+            key=fold(ids.long(), "training", self.cfg.seed, update),
+            step_aware=model.teacher is not None and model.training,
+            tilt=self.cfg.step_size_tilt,
+            teacher=str(self.cfg.teacher),
+        )
+
+    def forward(self, model, sample, reduce=True):
+        """Returns the summed loss, the number of target tokens it is to be divided by, and logs."""
+        target = cut(sample["target"], model.max_positions()[1])
+        net = model if model.training else model.deployed
+        output = net(sample["net_input"]["src_tokens"], target, self.plan(sample["id"], net))
+        mask = target.ne(self.padding_idx)
+        losses = {
+            "flow_loss": output.flow_loss.sum(),
+            "teacher_loss": output.teacher_loss.sum(),
+            "length_loss": (output.length_loss.unsqueeze(1) * mask).sum(),  # the same denominator as the others
+        }
+        loss = losses["flow_loss"] + losses["teacher_loss"] + self.cfg.length_loss_factor * losses["length_loss"]
+        tokens = mask.sum()
+        logs = {name: value.detach() for name, value in losses.items()}
+        logs.update(self.statistics(output))
+        logs.update(loss=loss.detach(), ntokens=tokens, sample_size=tokens, nsentences=len(target))
+        return loss, tokens, logs
+
+    @staticmethod
+    @torch.no_grad()
+    def statistics(output) -> Dict[str, Tensor]:
+        """Sums that show the method at work; see :meth:`reduce_metrics`."""
+        large = output.steps.large.unsqueeze(1) & output.movable
+        return {
+            "correct": output.correct.sum(),
+            "large": large.sum(),
+            "words": output.movable.sum(),
+            "t": (output.steps.t * output.movable).sum(),
+        }
+
+    @staticmethod
+    def reduce_metrics(logging_outputs) -> None:
+        """Log means: losses a token of the kind, accuracy of the flow's words, t, and the share of large steps."""
+        total = lambda name: utils.item(sum(log.get(name, 0) for log in logging_outputs))
+        tokens, words, large = total("ntokens"), total("words"), total("large")
+        flow = max(words - large, 1)
+        metrics.log_scalar("loss", total("loss") / tokens, tokens, round=3)
+        metrics.log_scalar("length_loss", total("length_loss") / tokens, tokens, round=3)
+        metrics.log_scalar("flow_loss", total("flow_loss") / flow, flow, round=3)
+        metrics.log_scalar("accuracy", 100 * total("correct") / flow, flow, round=2)
+        metrics.log_scalar("t", total("t") / max(words, 1), words, round=3)
+        metrics.log_scalar("teacher_loss", total("teacher_loss") / max(large, 1), large, round=3)
+        metrics.log_scalar("large_steps", 100 * large / max(words, 1), words, round=2)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True

@@ -1,0 +1,32 @@
+"""Candidates of a batch, however a model makes them."""
+
+from typing import List, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..diffusion.sampling import Read
+
+
+class Candidates(NamedTuple):
+    """Decoded candidates of S sentences: ``tokens``, ``log_probs`` and ``mask`` (S, C, T),
+    ``steps`` (S,) and ``history``, what stood after each step."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    mask: Tensor
+    steps: Tensor
+    history: List[Read]
+
+
+class Special(NamedTuple):
+    """Ids that are no words."""
+
+    pad: int
+    bos: int
+    eos: int
+
+
+def last_positions(mask: Tensor) -> Tensor:
+    """True at the last real position of each candidate, where the sentence ends; mask (S, C, T)."""
+    return mask & ~torch.cat((mask[..., 1:], torch.zeros_like(mask[..., :1])), dim=-1)

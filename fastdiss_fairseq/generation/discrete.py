@@ -1,0 +1,42 @@
+"""Candidates from an FS-DFM model: tokens that jump from noise to words."""
+
+import torch
+from torch import Tensor
+
+from ..diffusion.noise import fold
+from ..diffusion.sampling import Read
+from ..flow.sampling import sample
+from ..models.base import Source
+from ..models.fsdfm import FSDFMModel
+from ..modules.rounding import by_pieces
+from .candidates import Candidates, Special, last_positions
+from .config import Decoding
+
+
+def decode(
+    model: FSDFMModel, source: Source, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
+) -> Candidates:
+    """All candidates; key (S, C) and mask (S, C, T) lay them out."""
+    last = last_positions(mask)
+    movable, table, target = mask & ~last, model.embedding.table(), model.denoiser.target(mask.flatten(0, 1))
+    ends = torch.full_like(mask, special.pad, dtype=torch.long).masked_fill(last, special.eos)
+    told = torch.full((1, 1), model.told_step(decoding.steps), device=mask.device)
+
+    def whole(words):
+        return ends.masked_scatter(movable, words)
+
+    def look(x, t):
+        time = t.to(told).view(1, 1)
+        states = model.predict(whole(x).flatten(0, 1), time, told, target, source.memory)
+        return states.view(*mask.shape, -1)[movable]
+
+    def on_logits(function, states, *others):
+        return by_pieces(lambda piece, *rest: function(model.logits(piece, table), *rest), states, *others)
+
+    keys = fold(key.unsqueeze(2), torch.arange(mask.size(2), device=mask.device))[movable]
+    found = sample(look, on_logits, keys, decoding.steps, decoding.sampler)
+    history = [
+        Read(whole(words), torch.zeros_like(mask, dtype=torch.float).masked_scatter(movable, log_probs))
+        for words, log_probs in found.history
+    ]
+    return Candidates(*history[-1], mask, torch.full_like(key[:, 0], decoding.steps), history)

@@ -1,0 +1,226 @@
+"""What the models have in common: encoder, embedding, a network on the target and length prediction."""
+
+import contextlib
+import zlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fairseq.models import BaseFairseqModel
+
+from ..compat import FastDiSSError, bfloat16, int8_linears
+from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
+from ..modules.encoder import Encoder
+from ..modules.length import LengthPredictor
+from ..modules.target import Memory, TargetNetwork
+from ..modules.transformer import LayerConfig
+from .config import ModelConfig, check_probability
+
+
+class Source(NamedTuple):
+    """An encoded source: ``memory`` for the denoiser, ``length_logits`` (B, offsets) float32,
+    ``lengths`` (B,) of the source."""
+
+    memory: Memory
+    length_logits: Tensor
+    lengths: Tensor
+
+
+class FewStepModel(BaseFairseqModel):
+    """A sequence-to-sequence model that decodes all positions together, in K evaluations of one network.
+
+    Args:
+        cfg: the options.
+        source_dictionary, target_dictionary: fairseq dictionaries.
+
+    Subclasses have :meth:`build_denoiser`, the network, and ``process``, what decoding must know of training.
+    """
+
+    def __init__(self, cfg: ModelConfig, source_dictionary, target_dictionary):
+        super().__init__()
+        self.cfg, self.padding_idx = cfg, target_dictionary.pad()
+        self.num_updates = 0
+        checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
+        self.register_buffer("dictionary_versions", torch.tensor(checksums))  # fairseq's EMA leaves "version"s alone
+        self.embedding = LatentEmbedding(len(target_dictionary), cfg.latent_dim)
+        self.encoder = self._build_encoder(source_dictionary)
+        positions = Positions(cfg.max_target_positions, cfg.decoder_embed_dim, cfg.decoder_learned_pos)
+        self.denoiser = self.build_denoiser(self.layer_config("decoder"), positions)
+        self.length = LengthPredictor(cfg.encoder_embed_dim, cfg.max_length_offset)
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        """Build from options and a task with dictionaries.
+
+        Raises:
+            FastDiSSError: a task that is not ours, or options that do not fit each other or the dictionaries.
+        """
+        if not hasattr(getattr(task, "cfg", None), "decoding_solver"):
+            raise FastDiSSError(
+                f"{cfg._name} is trained and decoded with --task fastdiss, not by {type(task).__name__}"
+            )
+        check_config(cfg, task.source_dictionary, task.target_dictionary)
+        return cls(cfg, task.source_dictionary, task.target_dictionary)
+
+    @classmethod
+    def from_pretrained(cls, model_name_or_path, checkpoint_file="model.pt", data_name_or_path=".", **kwargs):
+        """fairseq's hub interface; a bundle brings its languages, tokeniser and BPE codes along.
+
+        Raises:
+            FastDiSSError: a bundle with a file that is not the one exported.
+        """
+        from ..bundle import Bundle  # above the models: it knows how to decode
+
+        bundle = Bundle(model_name_or_path) if Bundle.is_at(model_name_or_path) else None
+        known = bundle.task_options() if bundle else {}
+        interface = super().from_pretrained(
+            str(model_name_or_path), checkpoint_file, data_name_or_path, **{**known, **kwargs}
+        )
+        if bundle:
+            interface.tokenizer, interface.bpe = bundle.text_codecs()
+        return interface
+
+    def build_denoiser(self, layer: LayerConfig, positions: Positions) -> TargetNetwork:
+        raise NotImplementedError
+
+    @property
+    def deployed(self) -> "FewStepModel":
+        """The model that decodes."""
+        return self
+
+    def after_update(self) -> None:
+        """Called by the task after each step of the optimizer."""
+
+    def layer_config(self, side: str) -> LayerConfig:
+        """The sizes of the layers of ``encoder`` or ``decoder``."""
+        cfg = self.cfg
+        return LayerConfig(
+            dim=getattr(cfg, f"{side}_embed_dim"),
+            ffn_dim=getattr(cfg, f"{side}_ffn_embed_dim"),
+            heads=getattr(cfg, f"{side}_attention_heads"),
+            dropout=cfg.dropout,
+            attention_dropout=cfg.attention_dropout,
+            activation_dropout=cfg.activation_dropout,
+            activation=str(cfg.activation_fn),
+            pre_norm=str(cfg.layer_norm_position) == "pre",
+            memory_dim=cfg.encoder_embed_dim if side == "decoder" else None,
+        )
+
+    def _build_encoder(self, dictionary) -> Encoder:
+        cfg, dim = self.cfg, self.cfg.encoder_embed_dim
+        if cfg.share_all_embeddings:
+            embedding = ProjectedEmbedding(self.embedding, dim)
+        else:
+            embedding = ScaledEmbedding(len(dictionary), dim, dictionary.pad())
+        positions = Positions(cfg.max_source_positions, dim, cfg.encoder_learned_pos)
+        return Encoder(self.layer_config("encoder"), cfg.encoder_layers, embedding, positions)
+
+    def set_num_updates(self, num_updates):
+        """Called by fairseq before each update; the noise of training depends on it."""
+        super().set_num_updates(num_updates)
+        self.num_updates = num_updates
+
+    def max_positions(self):
+        return self.cfg.max_source_positions, self.cfg.max_target_positions
+
+    def precision(self, device: torch.device):
+        """The context the networks run in: bfloat16 autocast where the options ask for it."""
+        if str(self.cfg.autocast) == "bf16":
+            return bfloat16(device)
+        return contextlib.nullcontext()
+
+    def quantise(self) -> None:
+        """Make the linear layers of all transformer layers int8, for decoding on a CPU."""
+        for layers in (self.encoder.layers, self.denoiser.layers):
+            int8_linears(layers)
+
+    def encode(self, src_tokens: Tensor) -> Source:
+        """Encode (B, S) ids; sources longer than the model's positions are cut."""
+        src_tokens = cut(src_tokens, self.cfg.max_source_positions)
+        mask = src_tokens.ne(self.padding_idx)
+        with self.precision(src_tokens.device):
+            states = self.encoder(src_tokens, mask)
+            logits = self.length(states, mask)
+            return Source(self.denoiser.memory(states, mask), logits, mask.sum(1))
+
+    def rounded(self, z: Tensor):
+        """z (N, D) and the table (V, D) in the precision that logits are computed in."""
+        table = self.embedding.table()
+        dtype = torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype
+        return z.to(dtype), table.to(dtype)
+
+
+def cut(tokens: Tensor, limit: int) -> Tensor:
+    """The first ``limit`` columns of right-padded tokens (B, S)."""
+    return tokens[:, :limit]
+
+
+#: Options that count something.
+SIZES = (
+    "latent_dim",
+    *(
+        f"{side}_{name}"
+        for side in ("encoder", "decoder")
+        for name in ("embed_dim", "ffn_embed_dim", "layers", "attention_heads")
+    ),
+)
+
+
+def check_config(cfg, source_dictionary, target_dictionary) -> None:
+    """Raise FastDiSSError where options do not fit each other or the dictionaries."""
+    if cfg.share_all_embeddings and source_dictionary != target_dictionary:
+        raise FastDiSSError(
+            "--share-all-embeddings requires a joined dictionary (fairseq-preprocess --joined-dictionary)"
+        )
+    for name in ("dropout", "attention_dropout", "activation_dropout"):
+        check_probability(name, getattr(cfg, name))
+    for name in SIZES:
+        if getattr(cfg, name) < 1:
+            raise FastDiSSError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(cfg, name)}")
+    for side in ("encoder", "decoder"):
+        if getattr(cfg, f"{side}_embed_dim") % (2 * getattr(cfg, f"{side}_attention_heads")):
+            raise FastDiSSError(f"--{side}-embed-dim must be a multiple of twice --{side}-attention-heads")
+
+
+def fingerprint(dictionary) -> int:
+    """A checksum of a dictionary's words and their order, below 2^32."""
+    return zlib.crc32("\n".join(dictionary.symbols).encode("utf-8", "surrogateescape"))
+
+
+def check_weights(model: torch.nn.Module, state_dict) -> None:
+    """Raise FastDiSSError where a checkpoint does not fit the dictionaries, or a FastDiSS model's options."""
+    check_dictionary(model, state_dict)
+    if not isinstance(model, FewStepModel):
+        return
+    own, saved = (
+        {name: tuple(value.shape) for name, value in state.items()} for state in (model.state_dict(), state_dict)
+    )
+    for name in sorted(set(own) | set(saved)):
+        if own.get(name) != saved.get(name):
+            raise FastDiSSError(
+                f"the weights do not fit the options: {name} is {saved.get(name, 'missing')} in the checkpoint and "
+                f"{own.get(name, 'missing')} here; give the options it was trained with"
+            )
+
+
+def check_dictionary(model: torch.nn.Module, state_dict) -> None:
+    """Raise FastDiSSError where an embedding of the checkpoint has another number of tokens, or the
+    checkpoint of a FastDiSS model was trained with other words.  Older ones do not say which."""
+    for name, parameter in model.state_dict().items():
+        saved = state_dict.get(name)
+        table = "embed" in name and "position" not in name and parameter.dim() == 2
+        if table and saved is not None and saved.shape[1:] == parameter.shape[1:]:
+            if len(saved) != len(parameter):
+                raise FastDiSSError(
+                    f"the dictionary does not fit the checkpoint: the dictionary has {len(parameter)} "
+                    f"types, the checkpoint {len(saved)} ({name})"
+                )
+    if isinstance(model, FewStepModel):
+        own = model.dictionary_versions
+        saved = state_dict.setdefault("dictionary_versions", state_dict.pop("dictionaries", own))  # its former name
+        if not torch.equal(saved.cpu(), own.cpu()):
+            raise FastDiSSError(
+                "the dictionary does not fit the checkpoint: it has as many types as the one trained with, "
+                "but other words or another order"
+            )

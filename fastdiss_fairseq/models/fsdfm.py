@@ -1,0 +1,206 @@
+"""The FS-DFM model for fairseq: few-step discrete flow matching (arXiv 2509.20624), as an encoder-decoder."""
+
+import copy
+from typing import Dict, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fairseq.models import register_model
+
+from ..compat import FastDiSSError
+from ..diffusion.noise import fold, uniform
+from ..flow.jumps import jump
+from ..flow.loss import generalised_kl, teacher_kl
+from ..flow.path import Path
+from ..flow.ladder import SMALLEST, Steps
+from ..flow.teacher import TEACHERS
+from ..flow.training import Corrupted, FlowPlan, corrupt
+from ..modules.embedding import Positions
+from ..modules.posterior import Posterior
+from ..modules.rounding import by_pieces
+from ..modules.target import Memory, Target
+from ..modules.transformer import LayerConfig
+from .base import FewStepModel
+from .config import FSDFM_ARCHITECTURES, FSDFMConfig, architecture_config, check_probability
+
+#: Prefix of the moving average's weights in checkpoints.
+TEACHER = "teacher."
+
+
+class FlowOutput(NamedTuple):
+    """What the criterion needs: ``flow_loss`` and ``teacher_loss`` (B, T), zero where the position has the other one
+    or none; ``movable`` (B, T), positions that have a loss; ``correct`` (B, T), whether the likeliest word is the
+    target; ``length_loss`` (B,); the ``steps``."""
+
+    flow_loss: Tensor
+    teacher_loss: Tensor
+    movable: Tensor
+    correct: Tensor
+    length_loss: Tensor
+    steps: Steps
+
+
+class FSDFMModel(FewStepModel):
+    """Discrete flow matching on target tokens, conditioned on an encoded source.
+
+    With ``step_aware`` it holds a moving average of itself, the ``teacher``, which is also what decodes.
+    """
+
+    def __init__(self, cfg: FSDFMConfig, source_dictionary, target_dictionary):
+        check_probability("teacher_decay", cfg.teacher_decay)
+        super().__init__(cfg, source_dictionary, target_dictionary)
+        self.eos, self.bos = target_dictionary.eos(), target_dictionary.bos()
+        # <s> stands in no target, so it can be the mask
+        words = target_dictionary.nspecial, len(target_dictionary)
+        try:
+            self.process = Path(str(cfg.noise_source), *words, mask=self.bos)
+        except ValueError as error:
+            raise FastDiSSError(str(error)) from None
+        self.teacher = None
+        if cfg.step_aware:
+            self.teacher = copy.deepcopy(self).requires_grad_(False)
+
+    def build_denoiser(self, layer: LayerConfig, positions: Positions) -> Posterior:
+        return Posterior(layer, self.cfg.decoder_layers, self.cfg.latent_dim, positions)
+
+    # The moving average
+
+    @property
+    def deployed(self) -> "FSDFMModel":
+        return self if self.teacher is None else self.teacher
+
+    def drop_teacher(self) -> None:
+        """Become a model for decoding: loading a checkpoint then takes the moving average, where it has one."""
+        self.teacher = None
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        if self.teacher is not None:
+            own = dict(self.named_parameters())
+            for name, average in self.teacher.named_parameters():
+                average.lerp_(own[name], 1 - self.cfg.teacher_decay)
+
+    def upgrade_state_dict(self, state_dict):
+        """Fit a checkpoint of either stage to this model; called by ``load_state_dict``."""
+        super().upgrade_state_dict(state_dict)
+        averaged = any(key.startswith(TEACHER) for key in state_dict)
+        if self.teacher is None:
+            averages = averaged_weights(state_dict)
+            state_dict.clear()
+            state_dict.update(averages)
+        elif not averaged:
+            state_dict.update({TEACHER + key: value.clone() for key, value in list(state_dict.items())})
+
+    # Evaluations
+
+    def told_step(self, steps: int) -> float:
+        """The step size that the network is told where K ``steps`` are taken."""
+        return 1 / steps if self.cfg.step_aware else SMALLEST
+
+    def predict(self, x: Tensor, t: Tensor, h: Tensor, target: Target, memory: Memory) -> Tensor:
+        """One network evaluation for tokens x (B, T), t and h (B, 1) or (1, 1); see :class:`Posterior`."""
+        with self.precision(x.device):
+            return self.denoiser(self.embedding(x), t, h, target, memory)
+
+    def logits(self, states: Tensor, table: Tensor) -> Tensor:
+        """Logits (N, V) float32 of :meth:`predict`'s vectors (N, D); table: the embedding's.  <s>, </s> and padding
+        are no words."""
+        dtype = torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype
+        bias = torch.zeros(len(table), dtype=dtype, device=table.device)
+        bias[[self.bos, self.padding_idx, self.eos]] = -float("inf")
+        return torch.addmm(bias, states.to(dtype), table.to(dtype).T).float()
+
+    def movable(self, target: Tensor) -> Tensor:
+        """True at the positions of words: neither padding nor the end of a sentence ever jumps."""
+        return target.ne(self.padding_idx) & target.ne(self.eos)
+
+    # Training
+
+    def forward(self, src_tokens: Tensor, target: Tensor, plan: FlowPlan) -> FlowOutput:
+        """One training step; the only entry, so that data parallel sees every gradient.
+
+        Args:
+            src_tokens: (B, S) ids.
+            target: (B, T) ids with padding on the right, at most ``max_target_positions`` long.
+        """
+        source = self.encode(src_tokens)
+        mask, movable = target.ne(self.padding_idx), self.movable(target)
+        seen = corrupt(plan, target, movable, self.process)
+        states = self.predict(seen.x_t, *seen.steps, self.denoiser.target(mask), source.memory)
+        large = movable & seen.steps.large.unsqueeze(1)
+        flow, correct = self._flow_loss(states, seen, target, movable & ~large)
+        spread = lambda where, values: torch.zeros_like(where, dtype=values.dtype).masked_scatter(where, values)
+        return FlowOutput(
+            spread(movable & ~large, flow),
+            spread(large, self._teacher_loss(states, seen, src_tokens, mask, movable, plan)),
+            movable,
+            spread(movable & ~large, correct),
+            self.length.loss(source.length_logits, source.lengths, mask.sum(1)),
+            seen.steps,
+        )
+
+    def _flow_loss(self, states, seen: Corrupted, target, where):
+        """Stage A's loss at the positions ``where``, (N,), and whether the likeliest word is the target."""
+        table = self.embedding.table()
+
+        def losses(states, x_t, x_1, t):
+            log_probs = self.logits(states, table).log_softmax(-1)
+            here, goal = log_probs.gather(1, torch.stack((x_t, x_1), dim=1)).unbind(1)
+            return generalised_kl(here, goal, x_t == x_1, t), log_probs.argmax(-1) == x_1
+
+        others = (seen.x_t, target, seen.steps.t.expand_as(seen.x_t))
+        return self._at(losses, where, states, *others)
+
+    def _teacher_loss(self, states, seen: Corrupted, src_tokens, mask, movable, plan: FlowPlan):
+        """KL from the teacher's combined prediction, (N,), at the words of sentences with large steps."""
+        rows = seen.steps.large.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return states.new_zeros(0)
+        part = Corrupted(seen.x_t[rows], Steps(*(step[rows] for step in seen.steps)), seen.keys[rows])
+        wanted = self.teacher.combined(part, src_tokens[rows], mask[rows], movable[rows], plan.teacher)
+        table, its_table = self.embedding.table(), self.teacher.embedding.table()
+
+        def loss(found, wanted):
+            return (teacher_kl(self.logits(wanted, its_table), self.logits(found, table)),)
+
+        return self._at(loss, movable[rows], states[rows], wanted)[0]
+
+    @torch.no_grad()
+    def combined(self, seen: Corrupted, src_tokens, mask, movable, teacher: str) -> Tensor:
+        """The prediction for steps of size h from evaluations at h / 2, (B, T, D); see :mod:`..flow.teacher`.
+        Logits are linear in the vectors, so these are combined instead."""
+        memory, shared, table = self.encode(src_tokens).memory, self.denoiser.target(mask), self.embedding.table()
+
+        def look(x, t, h):
+            return self.predict(x, t, h, shared, memory)
+
+        def move(states, x, t, h, number):
+            keys = fold(seen.keys, "teacher", number)
+            draws = uniform(fold(keys, "leave")), uniform(fold(keys, "word"))
+            step = lambda states, *others: (jump(self.logits(states, table), *others),)
+            moved = self._at(step, movable, states, x, *draws, t.expand_as(x), h.expand_as(x))[0]
+            return x.masked_scatter(movable, moved)
+
+        return TEACHERS[teacher](look, move, seen.x_t, *seen.steps)
+
+    @staticmethod
+    def _at(function, where: Tensor, *grids: Tensor):
+        """``function`` of the values (N, ...) that grids (B, T, ...) have at the positions ``where``."""
+        return by_pieces(function, *(grid[where] for grid in grids))
+
+
+def averaged_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """The weights that decode: a checkpoint's moving average, where it holds one."""
+    averages = {key[len(TEACHER) :]: value for key, value in state_dict.items() if key.startswith(TEACHER)}
+    return averages or dict(state_dict)
+
+
+for _name in FSDFM_ARCHITECTURES:
+    register_model(_name, dataclass=architecture_config(_name))(type(_name, (FSDFMModel,), {}))
