@@ -81,3 +81,15 @@ def test_read_excludes_tokens_but_not_from_the_mean(at_once, monkeypatch):
     assert torch.equal(found.tokens, torch.tensor(allowed)[place])
     assert torch.allclose(found.log_probs, log_probs, atol=1e-5)
     assert read(states, table, [0, 4]).mean is None
+
+
+@pytest.mark.parametrize("distance", [-500.0, 0.0, 60.0, 500.0])
+def test_read_where_a_barred_token_is_likeliest(distance):
+    """Log-probabilities and means stay finite and right however far it is ahead."""
+    table = torch.eye(5)
+    states = torch.tensor([[1.0, 3.0, 2.0, 1.0, 0.0]]) + torch.tensor([distance, 0, 0, 0, 0])
+    found = read(states, table, [0], mean=True)
+    logits = states.double()
+    assert found.tokens.item() == 1
+    assert found.log_probs.item() == pytest.approx((logits[:, 1] - logits[:, 1:].logsumexp(-1)).item(), abs=1e-5)
+    assert torch.allclose(found.mean.double(), logits.softmax(-1), atol=1e-5)

@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
 
 def mask_predict(
     denoise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    read: Callable[[Tensor, Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]],
+    read: Callable[[Tensor, Tensor, Tensor, bool], Tuple[Tensor, Tensor, Tensor]],
     embed: Callable[[Tensor], Tensor],
     key: Tensor,
     mask: Tensor,
@@ -40,8 +40,9 @@ def mask_predict(
 
     Args:
         denoise: as in :func:`fastdiss_fairseq.diffusion.sampling.sample`, with t (S', C, T).
-        read: ``(estimate, rows, where) -> tokens, log_probs, refined``, (S', C, T) and (S', C, T, D), which count
-            only ``where`` (S', C, T) is True: nearest tokens, and what self-conditioning gets.
+        read: ``(estimate, rows, where, refine) -> tokens, log_probs, refined``, (S', C, T) and (S', C, T, D), which
+            count only ``where`` (S', C, T) is True: nearest tokens, and what self-conditioning gets; where ``refine``
+            is False, that will not be used.
         embed: tokens -> z_0.
         key: (S, C) int64 noise keys.
         mask: (S, C, T), True at real positions.
@@ -71,15 +72,16 @@ def mask_predict(
             noise = gaussian(fold(key[rows], *stream), *shape) * noise_scale
             z = torch.where(look_at.unsqueeze(-1), noise, known * sampler.trained.alpha(start))
 
-            def look(condition):
+            def look(condition, refine):
                 estimate = denoise(z, look_at.to(z.dtype), condition, rows)
-                found, found_log_probs, refined = read(estimate, rows, look_at)
+                found, found_log_probs, refined = read(estimate, rows, look_at, refine)
                 return found, found_log_probs, torch.where(look_at.unsqueeze(-1), refined, known)
 
-            condition = z_bar[rows] if sampler.self_conditioning == "previous" else torch.zeros_like(z)
+            reuse = sampler.self_conditioning == "previous"
+            condition = z_bar[rows] if reuse else torch.zeros_like(z)
             if sampler.self_conditioning == "recompute":
-                condition = look(condition)[2]
-            found, found_log_probs, z_bar[rows] = look(condition)
+                condition = look(condition, refine=True)[2]
+            found, found_log_probs, z_bar[rows] = look(condition, refine=reuse and index + 1 < steps)
             tokens[rows] = torch.where(look_at, found, before)
             log_probs[rows] = torch.where(look_at, found_log_probs, log_probs[rows])
             settled[rows] = (tokens[rows] == before).flatten(1).all(1)

@@ -16,7 +16,7 @@ def decode(
     model: FastDiSSModel, source: Source, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
 ) -> Candidates:
     """All candidates; key (S, C) and mask (S, C, T) lay them out."""
-    shape = (mask.size(2), model.cfg.latent_dim)
+    shape, table = (mask.size(2), model.cfg.latent_dim), model.table()
     whole = model.denoiser.target(mask.flatten(0, 1))
     numbers = torch.arange(mask[..., 0].numel(), device=mask.device).view(mask.shape[:2])
 
@@ -27,8 +27,8 @@ def decode(
         time = t.flatten(0, 1) if t.dim() else t.to(z.device).view(1, 1)
         return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, memory).view(z.shape)
 
-    def read_at(estimate, rows, where):
-        return read(model, estimate, mask[rows], where, decoding.estimate, special)
+    def read_at(estimate, rows, where, refine):
+        return read(model, table, estimate, mask[rows], where, decoding.estimate if refine else "direct", special)
 
     def read_all(estimate, rows):
         return round_all(model, estimate, mask[rows], special)
@@ -55,18 +55,19 @@ def round_all(model: FastDiSSModel, estimate: Tensor, mask: Tensor, special: Spe
 
     The last position is the end of sentence; no other is, and none is padding or <s>.
     """
-    return read(model, estimate, mask, mask, "direct", special)[:2]
+    return read(model, model.table(), estimate, mask, mask, "direct", special)[:2]
 
 
-def read(model: FastDiSSModel, estimate: Tensor, mask: Tensor, where: Tensor, how: str, special: Special):
+def read(
+    model: FastDiSSModel, table: Tensor, estimate: Tensor, mask: Tensor, where: Tensor, how: str, special: Special
+):
     """:func:`round_all` at the positions ``where``, and what the next step gets there for the estimates
-    (S, C, T, D), see :meth:`FastDiSSModel.refine`."""
+    (S, C, T, D), see :meth:`FastDiSSModel.refine`; ``table`` is the model's."""
     last = last_positions(mask)
     tokens = torch.full_like(mask, special.pad, dtype=torch.long)
     log_probs = torch.zeros_like(mask, dtype=torch.float)
     where = where & mask
-    states, table = model.rounded(estimate[where])
-    found = read_tokens(states, table, list(special), mean=how == "expected")
+    found = read_tokens(estimate[where].to(table.dtype), table, list(special), mean=how == "expected")
     tokens[where], log_probs[where] = found.tokens, found.log_probs
     tokens, log_probs = tokens.masked_fill(last, special.eos), log_probs.masked_fill(last, 0.0)
     if found.mean is not None:

@@ -145,10 +145,14 @@ class FewStepModel(BaseFairseqModel):
             return Source(self.denoiser.memory(states, mask), logits, mask.sum(1))
 
     def rounded(self, z: Tensor):
-        """z (N, D) and the table (V, D) in the precision that logits are computed in."""
+        """z (N, D) and :meth:`table`, from which logits are computed."""
+        table = self.table()
+        return z.to(table.dtype), table
+
+    def table(self) -> Tensor:
+        """The rows z_0 of all tokens (V, D), in the precision that logits are computed in."""
         table = self.embedding.table()
-        dtype = torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype
-        return z.to(dtype), table.to(dtype)
+        return table.to(torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype)
 
 
 def cut(tokens: Tensor, limit: int) -> Tensor:

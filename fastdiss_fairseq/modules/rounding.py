@@ -74,12 +74,19 @@ def read(states: Tensor, table: Tensor, never: Sequence[int], mean: bool = False
 
 
 def _read(states, table, never, mean):
-    logits, rows = _logits(states, table), None
-    if mean:
-        rows = _mean_rows(logits, table)
+    logits = _logits(states, table)
+    barred = logits[:, never]
     logits[:, never] = -float("inf")
     best, tokens = logits.max(-1)
-    return tokens, best - logits.logsumexp(-1), rows
+    top = torch.minimum(torch.maximum(best, barred.amax(-1)), best + 80)  # e^-80 is still a float32
+    weights = logits.sub_(top[:, None]).exp_()
+    total = weights.sum(-1)
+    rows = None
+    if mean:
+        others = (barred - top[:, None]).clamp(max=0).exp()
+        rows = (weights.type_as(table) @ table).float() + others @ table[never].float()
+        rows = rows / (total + others.sum(-1))[:, None]
+    return tokens, best - top - total.log(), rows
 
 
 def mean_rows(states: Tensor, table: Tensor) -> Tensor:

@@ -21,19 +21,20 @@ class Run:
 
     def __init__(self, mask=MASK, steps=4, sampler=SAMPLER, key=KEY, same_tokens=False, **options):
         self.mask, self.key, self.same_tokens = mask, key, same_tokens
-        self.z, self.times, self.conditions, self.found = [], [], [], []
+        self.z, self.times, self.conditions, self.found, self.refined = [], [], [], [], 0
         self.result = mask_predict(self.denoise, self.read, self.embed, key, mask, D, steps, sampler, **options)
 
     def denoise(self, z, t, z_bar, rows):
         self.z.append(z), self.times.append(t), self.conditions.append(z_bar)
         return z + z_bar + 1
 
-    def read(self, estimate, rows, where):
+    def read(self, estimate, rows, where, refine):
         number, place = 0 if self.same_tokens else len(self.times), torch.arange(self.mask.size(2))
         key = self.key[rows].unsqueeze(-1)
         tokens, log_probs = (uniform(fold(key, "token", number, place)) * V).long(), -uniform(fold(key, "p", place))
         self.found.append((tokens, log_probs))
-        return tokens, log_probs, 2 * estimate
+        self.refined += refine
+        return tokens, log_probs, 2 * estimate if refine else torch.full_like(estimate, float("nan"))
 
     def embed(self, tokens):
         return TABLE[tokens]
@@ -45,6 +46,13 @@ def test_number_of_evaluations(steps, self_conditioning, each):
     run = Run(steps=steps, sampler=replace(SAMPLER, self_conditioning=self_conditioning))
     assert len(run.times) == steps * each
     assert run.result.steps.tolist() == [steps] * S and len(run.result.history) == steps
+
+
+@pytest.mark.parametrize("self_conditioning, expected", [("previous", 3), ("none", 0), ("recompute", 4)])
+def test_only_what_is_used_is_refined(self_conditioning, expected):
+    run = Run(steps=4, sampler=replace(SAMPLER, self_conditioning=self_conditioning))
+    assert run.refined == expected
+    assert all(condition.isfinite().all() for condition in run.conditions)
 
 
 def test_the_first_step_knows_nothing_and_later_ones_more_and_more():
@@ -106,8 +114,8 @@ def test_the_less_certain_of_two_equal_neighbours_is_repeated():
 
 def test_repetitions_are_unknown_first_however_certain():
     class Stammering(Run):
-        def read(self, estimate, rows, where):
-            _, log_probs, refined = super().read(estimate, rows, where)
+        def read(self, estimate, rows, where, refine):
+            _, log_probs, refined = super().read(estimate, rows, where, refine)
             return torch.tensor([1, 1, 2, 3, 3, 4]).expand_as(log_probs), log_probs / 9, refined
 
     unknown = Stammering(steps=2).times[1].bool()
@@ -143,8 +151,8 @@ def test_early_exit_goes_on_with_what_changes():
 
 def test_early_exit_is_each_sentences_own():
     class Mixed(Run):
-        def read(self, estimate, rows, where):
-            tokens, log_probs, refined = super().read(estimate, rows, where)
+        def read(self, estimate, rows, where, refine):
+            tokens, log_probs, refined = super().read(estimate, rows, where, refine)
             return torch.where(rows.view(-1, 1, 1) == 0, torch.arange(T), tokens), log_probs, refined
 
     run = Mixed(steps=12, early_exit=True)
