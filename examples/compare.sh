@@ -23,8 +23,7 @@ read -ra steps <<< "${STEPS:-1 2 5 10 20}"
 read -ra metrics <<< "${METRICS:-BLEU chrF}"
 read -ra device <<< "${DEVICE:-}"
 
-target=$(setting "$data" target_lang)
-languages=$(setting "$data" tokenizer_langs)
+languages "$data"
 
 ours=() outputs=()
 for system in "$@"; do
@@ -52,5 +51,5 @@ if [[ ${#ours[@]} -gt 0 ]]; then
     done
     paths=(--path "${paths[@]}" --systems "${ours[@]}")
 fi
-fastdiss-sweep "$data" "${paths[@]}" ${outputs[@]+--outputs "${outputs[@]}"} --reference "$data/raw/test.$target" \
+fastdiss-sweep "$data" "${paths[@]}" ${outputs[@]+--outputs "${outputs[@]}"} --reference "$data/raw/test.$target_lang" \
     --detokenize "${languages##* }" --metrics "${metrics[@]}" --steps "${steps[@]}" --output "$output/test" "${device[@]}"

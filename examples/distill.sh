@@ -16,6 +16,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/recipe.sh"
 [[ $# -ge 2 ]] || usage
 data=$1 output=${2%/}
 shift 2
+[[ -d $data ]] || die "no data folder $data: make it with a prepare.sh"
 read -ra device <<< "${DEVICE:-}"
 
 [[ ! -e $output ]] || { echo "$output is there already"; exit; }

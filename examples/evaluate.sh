@@ -12,8 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/recipe.sh"
 data=$1 generated=$2
 shift 2
 recipe=${RECIPE:-$(setting "$data" recipe)}
-source_lang=$(setting "$data" source_lang) target_lang=$(setting "$data" target_lang)
-languages=$(setting "$data" tokenizer_langs)
+languages "$data"
 raw=$data/raw/${SUBSET:-test}
 
 # BLEU is sacreBLEU's on raw references, tokBLEU that of Moses tokens; sentenceBLEU is DiffuSeq's mean over sentences.

@@ -18,7 +18,7 @@ shift 3
 [[ -f $checkpoint ]] || die "no checkpoint $checkpoint"
 subset=${SUBSET:-test}
 output=${OUTPUT:-$(dirname "$checkpoint")/${subset}_k$steps.txt}
-source_lang=$(setting "$data" source_lang) target_lang=$(setting "$data" target_lang)
+languages "$data"
 read -ra device <<< "${DEVICE:-}"
 
 fairseq-generate "$data" --user-dir "$root/fastdiss_fairseq" --task fastdiss -s "$source_lang" -t "$target_lang" \

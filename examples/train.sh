@@ -17,8 +17,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/recipe.sh"
 data=$1 output=$2
 shift 2
 recipe=${RECIPE:-$(setting "$data" recipe)}
-source_lang=$(setting "$data" source_lang) target_lang=$(setting "$data" target_lang)
-languages=$(setting "$data" tokenizer_langs)
+languages "$data"
 [[ -f $root/examples/config/recipe/${recipe##*/}.yaml ]] || die "there is no examples/config/recipe/${recipe##*/}.yaml"
 mkdir -p "$output"
 data=$(cd "$data" && pwd) output=$(cd "$output" && pwd)

@@ -96,6 +96,13 @@ make_data() {
         --trainpref "$1/train" --validpref "$1/valid" --testpref "$1/test" "${@:2}" "${options[@]}"
 }
 
+# languages DATA: sets `source_lang`, `target_lang` and `languages`, the tokeniser's, to what DATA says.
+languages() {
+    source_lang=$(setting "$1" source_lang) || exit 1
+    target_lang=$(setting "$1" target_lang) || exit 1
+    languages=$(setting "$1" tokenizer_langs) || exit 1
+}
+
 # setting DATA NAME: what prepare.sh wrote down about a data folder: the value of settings.NAME, or of NAME.
 setting() {
     "$python" - "$1/stats.json" "$2" 2> /dev/null << 'PROGRAM' || die "$1 does not say its $2: was it made by a prepare.sh of this repository?"

@@ -98,6 +98,24 @@ def preprocess(folder, destination, *arguments):
     return destination
 
 
+def preprocess_to_memorise(folder):
+    """Fifty pairs that are training, validation and test set at once."""
+    write_pairs(folder, "train", 50, random.Random(5))
+    for split in ("valid", "test"):
+        for side in ("src", "tgt"):
+            (folder / f"{split}.{side}").write_text((folder / f"train.{side}").read_text())
+    return preprocess(folder, folder / "bin", "--joined-dictionary")
+
+
+#: Options of a model that can learn them by heart.
+MEMORY = "--encoder-embed-dim 64 --decoder-embed-dim 64 --dropout 0 --disable-validation --clip-norm 1".split()
+
+
+def bleu_of(done):
+    """The BLEU that fairseq-generate printed."""
+    return float(done.stdout.rsplit("BLEU4 = ", 1)[1].split(",")[0])
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")

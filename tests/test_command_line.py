@@ -5,7 +5,10 @@ import random
 import pytest
 import torch
 
-from conftest import PLUGIN, ROOT, TRAINING, command, fastdiss, generate, lines, preprocess, train, write_pairs
+from conftest import (
+    MEMORY, PLUGIN, ROOT, TRAINING, bleu_of, command, fastdiss, generate, lines, preprocess, preprocess_to_memorise,
+    train, write_pairs,
+)  # fmt: skip
 
 
 def load(path):
@@ -236,31 +239,10 @@ def test_stock_transformer_loads_with_safe_loading(data, transformer):
 @pytest.mark.slow
 def test_overfits_a_few_sentences(tmp_path):
     """The whole chain can learn: fifty training sentences are reproduced at every K."""
-    write_pairs(tmp_path, "train", 50, random.Random(5))
-    for split in ("valid", "test"):
-        for side in ("src", "tgt"):
-            (tmp_path / f"{split}.{side}").write_text((tmp_path / f"train.{side}").read_text())
-    data = preprocess(tmp_path, tmp_path / "bin", "--joined-dictionary")
-    train(
-        data,
-        tmp_path / "run",
-        "--max-update",
-        900,
-        "--encoder-embed-dim",
-        64,
-        "--decoder-embed-dim",
-        64,
-        "--dropout",
-        0,
-        "--disable-validation",
-        "--log-interval",
-        100,
-        "--clip-norm",
-        1,
-    )
+    data = preprocess_to_memorise(tmp_path)
+    train(data, tmp_path / "run", *MEMORY, "--max-update", 900, "--log-interval", 100)
     for steps in (1, 5, 20):
-        done = generate(data, tmp_path / "run" / "checkpoint_last.pt", "--decoding-steps", steps)
-        bleu = float(done.stdout.rsplit("BLEU4 = ", 1)[1].split(",")[0])
+        bleu = bleu_of(generate(data, tmp_path / "run" / "checkpoint_last.pt", "--decoding-steps", steps))
         assert bleu > 90, (steps, bleu)
 
 

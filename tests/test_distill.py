@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from argparse import Namespace
 
 import pytest
@@ -97,10 +98,16 @@ def test_batches_hold_at_most_the_tokens_asked_for():
 
 
 def test_mistakes_are_one_line(data, transformer, distilled, tmp_path):
-    def mistake(*options, path=transformer, output=tmp_path / "new"):
-        return tool("distill", data, "--path", path, "--output", output, "--cpu", *options, check=False)
+    def mistake(*options, folder=data, path=transformer, output=tmp_path / "new"):
+        return tool("distill", folder, "--path", path, "--output", output, "--cpu", *options, check=False)
 
     assert_one_line_error(mistake(path=tmp_path / "no.pt"), "no checkpoint")
+    assert_one_line_error(mistake(folder=tmp_path / "none"), "no data folder")
+    other = shutil.copytree(data, tmp_path / "other")
+    for side in ("src", "tgt"):
+        with open(other / f"dict.{side}.txt", "a") as stream:
+            stream.write("onemore 1\n")
+    assert_one_line_error(mistake(folder=other), "the dictionaries of", "do not fit")
     assert_one_line_error(mistake("--shard", "3/2"), "--shard takes I/N")
     assert_one_line_error(mistake("--beam", 0), "--beam")
     assert_one_line_error(mistake(output=distilled), "exists already")

@@ -80,7 +80,7 @@ def test_padding_changes_nothing(position):
 
 
 def test_special_tokens_have_no_probability():
-    logits = NET.logits(torch.randn(5, 16), NET.embedding.table())
+    logits = NET.logits(torch.randn(5, 16), NET.table())
     assert (logits[:, [BOS, PAD, EOS]] == -float("inf")).all() and torch.isfinite(logits[:, 3:]).all()
 
 

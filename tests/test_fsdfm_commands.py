@@ -1,11 +1,12 @@
 """FS-DFM through fairseq's commands and those of this package."""
 
 import json
-import random
 
 import pytest
 import torch
-from conftest import MODEL, PLUGIN, ROOT, TRAINING, command, fastdiss, generate, lines, preprocess, write_pairs
+from conftest import (
+    MEMORY, MODEL, PLUGIN, ROOT, TRAINING, bleu_of, command, fastdiss, generate, lines, preprocess_to_memorise,
+)  # fmt: skip
 from test_tools import tool
 
 SIZES = ["fsdfm_tiny" if word == "fastdiss_tiny" else word for word in MODEL]
@@ -152,30 +153,14 @@ def test_hydra_trains_fsdfm_from_the_shipped_configuration(data, tmp_path):
 
 @pytest.mark.slow
 def test_overfits_a_few_sentences_in_both_stages(tmp_path):
-    write_pairs(tmp_path, "train", 50, random.Random(5))
-    for split in ("valid", "test"):
-        for side in ("src", "tgt"):
-            (tmp_path / f"{split}.{side}").write_text((tmp_path / f"train.{side}").read_text())
-    data = preprocess(tmp_path, tmp_path / "bin", "--joined-dictionary")
-    common = [
-        "--encoder-embed-dim",
-        64,
-        "--decoder-embed-dim",
-        64,
-        "--dropout",
-        0,
-        "--disable-validation",
-        "--clip-norm",
-        1,
-    ]
-    train(data, tmp_path / "a", *common, "--max-update", 900, "--log-interval", 100)
+    data = preprocess_to_memorise(tmp_path)
+    train(data, tmp_path / "a", *MEMORY, "--max-update", 900, "--log-interval", 100)
     first = tmp_path / "a" / "checkpoint_last.pt"
     train(
-        data, tmp_path / "b", *common, *STAGE_B, "--finetune-from-model", first, "--max-update", 200, "--lr", 0.001,
+        data, tmp_path / "b", *MEMORY, *STAGE_B, "--finetune-from-model", first, "--max-update", 200, "--lr", 0.001,
         "--teacher-decay", 0.98, "--log-interval", 100,
     )  # fmt: skip
     for path in (first, tmp_path / "b" / "checkpoint_last.pt"):
         for steps in (1, 8):
-            done = generate(data, path, "--decoding-steps", steps)
-            bleu = float(done.stdout.rsplit("BLEU4 = ", 1)[1].split(",")[0])
+            bleu = bleu_of(generate(data, path, "--decoding-steps", steps))
             assert bleu > 90, (path, steps, bleu)

@@ -76,11 +76,17 @@ def test_the_text_is_tokenised_as_the_training_text_was(tmp_path):
     assert FastDiSS.from_pretrained(copy).tokenizer.encode("It's") == "It &apos;s"
 
 
-def test_a_damaged_bundle_is_refused(tmp_path):
-    copy = tmp_path / "bundle"
+def damaged(folder, name):
+    """A copy of the bundle with one line more in a file."""
+    copy = folder / "bundle"
     shutil.copytree(BUNDLE, copy)
-    with open(copy / "codes", "a") as stream:
-        stream.write("x y\n")
+    with open(copy / name, "a") as stream:
+        stream.write("x 1\n")
+    return copy
+
+
+def test_a_damaged_bundle_is_refused(tmp_path):
+    copy = damaged(tmp_path, "codes")
     with pytest.raises(FastDiSSError, match="checksum differs"):
         FastDiSS.from_pretrained(copy)
     with pytest.raises(FastDiSSError, match="no bundle"):
@@ -110,10 +116,7 @@ def test_decoding_options_are_the_codes_defaults_not_those_of_the_training(model
 def test_the_hub_verifies_a_bundle_too(tmp_path):
     from fastdiss_fairseq.models.fastdiss import FastDiSSModel
 
-    copy = tmp_path / "bundle"
-    shutil.copytree(BUNDLE, copy)
-    with open(copy / "dict.en.txt", "a") as stream:
-        stream.write("x 1\n")
+    copy = damaged(tmp_path, "dict.en.txt")
     with pytest.raises(FastDiSSError, match="checksum differs"):
         FastDiSSModel.from_pretrained(copy)
 

@@ -18,7 +18,7 @@ def decode(
 ) -> Candidates:
     """All candidates; key (S, C) and mask (S, C, T) lay them out."""
     last = last_positions(mask)
-    movable, table, target = mask & ~last, model.embedding.table(), model.denoiser.target(mask.flatten(0, 1))
+    movable, table, target = mask & ~last, model.table(), model.denoiser.target(mask.flatten(0, 1))
     ends = torch.full_like(mask, special.pad, dtype=torch.long).masked_fill(last, special.eos)
     told = torch.full((1, 1), model.told_step(decoding.steps), device=mask.device)
 

@@ -110,12 +110,11 @@ class FSDFMModel(FewStepModel):
             return self.denoiser(self.embedding(x), t, h, target, memory)
 
     def logits(self, states: Tensor, table: Tensor) -> Tensor:
-        """Logits (N, V) float32 of :meth:`predict`'s vectors (N, D); table: the embedding's.  <s>, </s> and padding
+        """Logits (N, V) float32 of :meth:`predict`'s vectors (N, D); table: :meth:`table`.  <s>, </s> and padding
         are no words."""
-        dtype = torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype
-        bias = torch.zeros(len(table), dtype=dtype, device=table.device)
+        bias = table.new_zeros(len(table))
         bias[[self.bos, self.padding_idx, self.eos]] = -float("inf")
-        return torch.addmm(bias, states.to(dtype), table.to(dtype).T).float()
+        return torch.addmm(bias, states.to(table.dtype), table.T).float()
 
     def movable(self, target: Tensor) -> Tensor:
         """True at the positions of words: neither padding nor the end of a sentence ever jumps."""
@@ -148,7 +147,7 @@ class FSDFMModel(FewStepModel):
 
     def _flow_loss(self, states, seen: Corrupted, target, where):
         """Stage A's loss at the positions ``where``, (N,), and whether the likeliest word is the target."""
-        table = self.embedding.table()
+        table = self.table()
 
         def losses(states, x_t, x_1, t):
             log_probs = self.logits(states, table).log_softmax(-1)
@@ -165,7 +164,7 @@ class FSDFMModel(FewStepModel):
             return states.new_zeros(0)
         part = Corrupted(seen.x_t[rows], Steps(*(step[rows] for step in seen.steps)), seen.keys[rows])
         wanted = self.teacher.combined(part, src_tokens[rows], mask[rows], movable[rows], plan.teacher)
-        table, its_table = self.embedding.table(), self.teacher.embedding.table()
+        table, its_table = self.table(), self.teacher.table()
 
         def loss(found, wanted):
             return (teacher_kl(self.logits(wanted, its_table), self.logits(found, table)),)
@@ -176,7 +175,7 @@ class FSDFMModel(FewStepModel):
     def combined(self, seen: Corrupted, src_tokens, mask, movable, teacher: str) -> Tensor:
         """The prediction for steps of size h from evaluations at h / 2, (B, T, D); see :mod:`..flow.teacher`.
         Logits are linear in the vectors, so these are combined instead."""
-        memory, shared, table = self.encode(src_tokens).memory, self.denoiser.target(mask), self.embedding.table()
+        memory, shared, table = self.encode(src_tokens).memory, self.denoiser.target(mask), self.table()
 
         def look(x, t, h):
             return self.predict(x, t, h, shared, memory)

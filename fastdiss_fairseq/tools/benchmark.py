@@ -24,7 +24,7 @@ from typing import Callable, Dict, List, NamedTuple, Sequence
 
 import torch
 
-from fairseq import checkpoint_utils, utils
+from fairseq import utils
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 from fairseq.logging import metrics
 
@@ -34,6 +34,7 @@ from ..models.fsdfm import FSDFMModel
 from ..modules.reference import ReferenceDenoiser
 from .ablate import SYSTEMS
 from .command import run_as_command
+from .loading import load as load_for
 from .records import Records, clock, device, device_name, peak_memory_mb, versions
 
 BASELINES = ("ar", "nat", "cmlm", "levt")
@@ -88,10 +89,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def load(path: str, args) -> tuple:
     """Model and task of a checkpoint for the data folder, in float32 however it was trained."""
-    if not Path(path).is_file():
-        raise FastDiSSError(f"no checkpoint {path}")
-    overrides = {"data": str(args.data), "autocast": "none"}
-    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+    models, cfg, task = load_for(path, args.data, autocast="none")
     if isinstance(models[0], FSDFMModel) != (path == args.fsdfm):
         raise FastDiSSError("--path takes the checkpoint of a FastDiSS model, --fsdfm that of an FS-DFM model")
     return models[0].to(device(args)).eval(), cfg, task

@@ -17,12 +17,13 @@ from typing import Dict, Iterator, List
 
 import torch
 
-from fairseq import checkpoint_utils, utils
+from fairseq import utils
 from fairseq.data import indexed_dataset
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 
 from ..compat import FastDiSSError
 from .command import run_as_command
+from .loading import load
 from .records import device, sha256
 
 #: Sentences that are decoded and saved together.
@@ -47,12 +48,7 @@ class Teacher:
     """A model that writes targets for the training sources of a data folder."""
 
     def __init__(self, args):
-        if not Path(args.path).is_file():
-            raise FastDiSSError(f"no checkpoint {args.path}")
-        overrides = {"data": str(args.data)}
-        self.models, cfg, self.task = checkpoint_utils.load_model_ensemble_and_task(
-            [args.path], arg_overrides=overrides
-        )
+        self.models, _, self.task = load(args.path, args.data)
         for model in self.models:
             model.to(device(args)).eval().prepare_for_inference_(FairseqConfig())
         self.device = device(args)

@@ -28,6 +28,7 @@ from ..generation.generator import check_models
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
+from .loading import load as load_for
 from .records import Records, clock, device, device_name, peak_memory_mb, sha256, versions
 
 #: The settings of a cell, and the option of decoding that each is.
@@ -114,12 +115,9 @@ def load(path: str, args) -> Loaded:
     """Load a checkpoint for ``args.data`` onto the device.
 
     Raises:
-        FastDiSSError: no such file, or the checkpoint of another model.
+        FastDiSSError: as the common loader, or the checkpoint of another model.
     """
-    if not Path(path).is_file():
-        raise FastDiSSError(f"no checkpoint {path}")
-    overrides = {"data": str(args.data), "seed": args.seed}
-    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
+    models, cfg, task = load_for(path, args.data, seed=args.seed)
     check_models(models, "score")
     models[0].to(device(args)).eval()
     return Loaded(models, task, {"system": system_name(cfg["criterion"], cfg["model"]), **facts_of(path)})

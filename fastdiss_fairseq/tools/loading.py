@@ -1,0 +1,29 @@
+"""Loading a checkpoint for a data folder, as all commands that decode do."""
+
+from pathlib import Path
+
+from fairseq import checkpoint_utils
+
+from ..compat import FastDiSSError
+
+
+def load(path, data, **overrides) -> tuple:
+    """The models, configuration and task of a checkpoint, ours or a stock one, for a data folder.
+
+    Args:
+        overrides: options that differ from those of training.
+
+    Raises:
+        FastDiSSError: no checkpoint, no data folder, or a dictionary that does not fit.
+    """
+    if not Path(path).is_file():
+        raise FastDiSSError(f"no checkpoint {path}")
+    if not Path(data).is_dir():
+        raise FastDiSSError(f"no data folder {data}: make it with fairseq-preprocess")
+    overrides = {"data": str(data), **overrides}
+    try:
+        return checkpoint_utils.load_model_ensemble_and_task([str(path)], arg_overrides=overrides)
+    except RuntimeError as error:  # stock tasks let torch compare the shapes
+        if "size mismatch" not in str(error):
+            raise
+        raise FastDiSSError(f"the dictionaries of {data} do not fit {path}: weights differ in size") from error
