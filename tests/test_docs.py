@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,50 @@ def test_commands_run(page, checkout, programs):
             timeout=300,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
+
+
+PAGES = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "examples").rglob("*.md")), *DOCS]
+
+
+def indented_commands():
+    """(page, words) of the indented commands of fairseq and of this package."""
+    for page in dict.fromkeys(PAGES):
+        text = re.sub(r" *\\\n *", " ", page.read_text(encoding="utf-8"))
+        for line in re.findall(r"^ {4,}(?:srun .*?)?((?:fairseq|fastdiss)-.*)$", text, re.MULTILINE):
+            words = shlex.split(line.split(" >")[0].replace(" ...", ""), comments=True)
+            yield str(page.relative_to(ROOT)), words
+
+
+COMMANDS = list(indented_commands())
+
+
+def parser_of(name):
+    if name.startswith("fastdiss-"):
+        module = {"fastdiss-score": "scoring"}.get(name, name.split("-")[1])
+        return importlib.import_module(f"fastdiss_fairseq.tools.{module}").get_parser()
+    options = importlib.import_module("fairseq.options")
+    kinds = {"fairseq-train": "training", "fairseq-validate": "validation", "fairseq-generate": "generation"}
+    return getattr(options, f"get_{kinds[name]}_parser")()
+
+
+@pytest.mark.parametrize("page,words", COMMANDS, ids=[f"{page}-{words[0]}" for page, words in COMMANDS])
+def test_indented_commands_are_understood(page, words):
+    """They take too long to run: each option must exist and take its value."""
+    from fairseq.options import parse_args_and_arch
+
+    name, *arguments = words
+    if name == "fairseq-hydra-train":
+        config = dict(word.split("=", 1) for word in arguments)["--config-dir"].replace("$PWD", str(ROOT))
+        assert Path(config, "fastdiss.yaml").exists()
+    elif name.startswith("fastdiss-"):
+        parser_of(name).parse_args(arguments)
+    else:
+        arguments = [str(ROOT / word) if word == "fastdiss_fairseq" else word for word in arguments]
+        parse_args_and_arch(parser_of(name), arguments)
+
+
+def test_the_documentation_has_commands():
+    assert {"fairseq-train", "fairseq-generate", "fastdiss-sweep"} <= {words[0] for _, words in COMMANDS}
 
 
 def texts():

@@ -1,5 +1,7 @@
 """What must be equal: a resumed training and one that never stopped, two processes and one, shards and the whole."""
 
+import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -64,30 +66,55 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def in_processes(count, line):
-    """Run a training in processes that fairseq joins over gloo, as docs/reliability.md tells to start them."""
+#: What every process of a training without a GPU is told, and no launcher says.
+GLOO = ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+
+
+def by_hand(count, line, folder):
+    """One command a process, as docs/reliability.md has it."""
+    where = f"tcp://localhost:{free_port()}"
+    joined = ["--distributed-world-size", count, "--distributed-init-method", where, "--distributed-no-spawn"]
+    return [([*line, *joined, "--distributed-rank", rank], {}) for rank in range(count)]
+
+
+def by_torchrun(count, line, folder):
+    """torchrun starts the processes; fairseq's own reading of its variables needs a GPU, so they are passed on."""
+    told = "--distributed-world-size $WORLD_SIZE --distributed-rank $RANK --distributed-init-method env://"
+    script = f"{shlex.join(map(str, line))} --distributed-no-spawn {told}"
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", count, "--master_port", free_port()]
+    return [([*start, "--no-python", "bash", "-c", script], {})]
+
+
+def by_slurm(count, line, folder):
+    """What srun says on a node with some processes, and a stand-in for scontrol: fairseq finds host and rank by
+    them.  The local id, which names a GPU, stays 0."""
+    (folder / "bin").mkdir()
+    scontrol = folder / "bin" / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node1" ] && echo localhost\n')
+    scontrol.chmod(0o755)
+    job = {
+        "PATH": f"{folder}/bin:{os.environ['PATH']}",
+        "SLURM_STEP_NODELIST": "node1",
+        "SLURM_NNODES": "1",
+        "SLURM_NTASKS": str(count),
+    }
+    joined = ["--distributed-world-size", count, "--distributed-port", free_port()]
+    return [([*line, *joined], {**job, "SLURM_PROCID": str(k), "SLURM_LOCALID": "0"}) for k in range(count)]
+
+
+def in_processes(launcher, count, line, folder):
+    """Run a training in processes that fairseq joins over gloo."""
     name, *arguments = map(str, line)
-    joined = [
-        "--distributed-world-size",
-        count,
-        "--distributed-init-method",
-        f"tcp://localhost:{free_port()}",
-        "--distributed-backend",
-        "gloo",
-        "--distributed-no-spawn",
-        "--ddp-backend",
-        "legacy_ddp",
-    ]
-    start = [sys.executable, "-m", f"fairseq_cli.{name}", *arguments, "--user-dir", PLUGIN, *map(str, joined)]
+    start = [sys.executable, "-m", f"fairseq_cli.{name}", *arguments, "--user-dir", PLUGIN, *GLOO]
     started = [
         subprocess.Popen(
-            [*start, "--distributed-rank", str(rank)],
+            [str(word) for word in words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **more},
         )
-        for rank in range(count)
+        for words, more in launcher(count, start, folder)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in started]
     assert all(process.returncode == 0 for process in started), outputs[0][-3000:]
@@ -101,7 +128,8 @@ def loss(path):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_batches_of_both(data, tmp_path):
+@pytest.mark.parametrize("launcher", [by_hand, by_torchrun, by_slurm])
+def test_two_processes_equal_one_with_batches_of_both(data, tmp_path, launcher):
     """An epoch of 13 sentences: one batch, or one of 7 and one of 6.  SCP and MANS are on, dropout is off, since
     processes draw their own."""
     common = ["--task", "fastdiss", *MODEL, "--criterion", "fastdiss_loss", *TRAINING, "--dropout", 0]
@@ -109,7 +137,7 @@ def test_two_processes_equal_one_with_batches_of_both(data, tmp_path):
     common += ["--mans-start", 0, "--max-update", 100]
     common.remove("--no-epoch-checkpoints")
     line = lambda folder, size: ["train", data, *common, "--save-dir", tmp_path / folder, "--batch-size", size]
-    in_processes(2, line("two", 7))
+    in_processes(launcher, 2, line("two", 7), tmp_path)
     assert in_process(line("one", 13)).returncode == 0
     for epoch in (1, 2, 3, 4):
         one, two = (loss(tmp_path / folder / f"checkpoint{epoch}.pt") for folder in ("one", "two"))

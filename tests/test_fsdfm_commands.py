@@ -142,8 +142,8 @@ def test_the_benchmark_times_both_families(data, checkpoint, stage_b, tmp_path):
 @pytest.mark.slow
 def test_hydra_trains_fsdfm_from_the_shipped_configuration(data, tmp_path):
     command(
-        "hydra-train", f"--config-dir={ROOT}/examples/translation/config", "--config-name=multi30k_tiny",
-        f"task.data={data}", f"common.user_dir={PLUGIN}", "model._name=fsdfm_tiny", "criterion._name=fsdfm_loss",
+        "hydra-train", f"--config-dir={ROOT}/examples/config", "--config-name=fastdiss", "+recipe=multi30k",
+        f"task.data={data}", f"common.user_dir={PLUGIN}", "model._name=fsdfm_tiny", "criterion._name=fsdfm_loss", "model.autocast=none",
         "task.eval_bleu=false", "checkpoint.best_checkpoint_metric=loss", "task.source_lang=src", "task.target_lang=tgt",
         "checkpoint.maximize_best_checkpoint_metric=false", "common.cpu=true", "optimization.max_update=2",
         f"checkpoint.save_dir={tmp_path}/run", f"hydra.run.dir={tmp_path}", "dataset.num_workers=0", cwd=tmp_path,
