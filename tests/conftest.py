@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 #: The same few examples at each run, however slow the machine.
@@ -34,6 +35,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs minutes; run with --slow")
+    config.addinivalue_line(
+        "markers", "torch_2: what torch 1 cannot do on a CPU: half precision, bfloat16, its own attention"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -41,6 +45,10 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs --slow"))
+    if not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
+        for item in items:
+            if "torch_2" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs torch 2"))
 
 
 def command(name, *arguments, stdin=None, check=True, cwd=None):

@@ -84,7 +84,7 @@ def test_identical_candidates_tie_and_the_first_is_chosen():
     words = [4, 5, 6, 7, 8]
     scores = mbr(*tensors([[words, words, words]]), [EOS])
     assert torch.allclose(scores, torch.ones(1, 3).double())
-    assert scores.argsort(dim=1, descending=True, stable=True).tolist() == [[0, 1, 2]]
+    assert scores.sort(dim=1, descending=True, stable=True).indices.tolist() == [[0, 1, 2]]
 
 
 def test_the_outlier_comes_last():

@@ -153,6 +153,7 @@ def test_hydra_trains_from_the_shipped_configuration(data, tmp_path):
     assert state["optimizer_history"][-1]["num_updates"] == 3, done.stdout[-2000:]
 
 
+@pytest.mark.torch_2
 def test_method_flags_and_bfloat16_train(data, tmp_path):
     done = train(
         data,

@@ -264,6 +264,7 @@ def test_exact_rounding_reads_the_true_embedding():
     assert run(loss, net)[2]["correct"] == sum(map(len, TARGETS))
 
 
+@pytest.mark.torch_2
 def test_bfloat16_autocast_is_close_to_single_precision():
     exact, rounded = model(), model(autocast="bf16")
     a, b = run(criterion(**OFF), exact), run(criterion(**OFF), rounded)
@@ -274,7 +275,7 @@ def test_bfloat16_autocast_is_close_to_single_precision():
 
 
 @pytest.mark.parametrize("options", [OFF, {"mans_start": 0.0, "scp_hops": 2}], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.torch_2), torch.bfloat16])
 def test_half_precision_models_are_finite_and_close(options, dtype):
     net = model()
     exact = run(criterion(**options), net)[0]

@@ -195,6 +195,7 @@ def test_pre_norm_keeps_the_residual_path_and_post_norm_does_not():
         assert torch.allclose(layer(x, Layout(mask)), expected, atol=1e-5)
 
 
+@pytest.mark.torch_2
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_by_hand_is_torchs(masked):
     query, key, value = torch.randn(3, 2, 4, 6, 8, generator=torch.Generator().manual_seed(3))

@@ -5,7 +5,7 @@ Mask-predict (Ghazvininejad et al., 2019) with pure noise in the place of the ma
 trained on sentences of known and unknown tokens (:class:`fastdiss_fairseq.diffusion.times.Times`).
 """
 
-from typing import Callable, List, NamedTuple, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def mask_predict(
     rows = torch.arange(len(key), device=key.device)
     taken, settled = torch.zeros_like(rows), rows < 0
 
-    for index in range(steps):
+    for index, noise in enumerate(noise_of_steps(key, steps, *shape)):
         if index:
             confidence = log_probs.masked_fill(repeated(tokens, log_probs), -float("inf"))
             doubtful = least_confident(confidence, mask, steps - index, steps)
@@ -68,9 +68,7 @@ def mask_predict(
         if len(rows):
             before, look_at = tokens[rows], unknown[rows]
             known = embed(before)
-            stream = ("step", index - 1) if index else ("start",)
-            noise = gaussian(fold(key[rows], *stream), *shape) * noise_scale
-            z = torch.where(look_at.unsqueeze(-1), noise, known * sampler.trained.alpha(start))
+            z = torch.where(look_at.unsqueeze(-1), noise[rows] * noise_scale, known * sampler.trained.alpha(start))
 
             def look(condition, refine):
                 estimate = denoise(z, look_at.to(z.dtype), condition, rows)
@@ -88,6 +86,19 @@ def mask_predict(
             taken[rows] += 1
         history.append(Read(tokens.clone(), log_probs.clone()))
     return Prediction(tokens, log_probs, taken, history)
+
+
+#: Numbers of noise that are drawn at a time: of several steps where they are few, since drawing a few takes as long
+#: as drawing some thousands.
+DRAWN_AT_ONCE = 2**18
+
+
+def noise_of_steps(key: Tensor, steps: int, length: int, dim: int) -> Iterator[Tensor]:
+    """Standard normal noise (S, C, T, D) of each step, for keys (S, C)."""
+    later = torch.arange(steps - 1, device=key.device).view(-1, *[1] * key.dim())
+    keys = torch.cat((fold(key, "start").unsqueeze(0), fold(fold(key, "step"), later)))
+    for some in keys.split(max(1, DRAWN_AT_ONCE // (key.numel() * length * dim))):
+        yield from gaussian(some, length, dim)
 
 
 def worth_a_step(doubtful: Tensor, unknown: Tensor, settled: Tensor) -> Tensor:
