@@ -170,6 +170,18 @@ def int8_linears(module: torch.nn.Module) -> None:
     quantize_dynamic(module, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
+def compile_calls(module: torch.nn.Module) -> None:
+    """Compile calls of a module, once for all sizes of a batch; nothing where they are compiled already.
+
+    Raises:
+        FastDiSSError: torch before 2.2.
+    """
+    if not hasattr(module, "compile"):
+        raise FastDiSSError("--decoding-compile needs torch 2.2 or newer")
+    if module._compiled_call_impl is None:
+        module.compile(dynamic=True)
+
+
 def before_loading(module: torch.nn.Module, check) -> None:
     """Call ``check(module, state_dict)`` before ``module.load_state_dict`` looks at any shape."""
     module._register_load_state_dict_pre_hook(lambda state, *rest: check(module, state))

@@ -15,7 +15,7 @@ from fairseq import checkpoint_utils, utils
 
 from .bundle import Bundle
 from .compat import FastDiSSError
-from .generation.config import positive
+from .generation.config import MODEL_OPTIONS, positive
 from .tasks.fastdiss import readable
 
 
@@ -47,19 +47,27 @@ class FastDiSS:
         folder: Union[str, Path],
         device: Union[str, torch.device] = "cpu",
         reranker: Optional[Union[str, Path]] = None,
+        **options: bool,
     ) -> "FastDiSS":
         """Load a bundle that ``fastdiss-export`` made.
 
         Args:
             reranker: checkpoint of an autoregressive fairseq model with the same dictionaries, for
                 ``decoding_choice="ar"``.
+            options: what changes the model, :data:`~.generation.config.MODEL_OPTIONS`: ``decoding_bf16=True``,
+                ``decoding_int8=True``, ``decoding_compile=True``.
 
         Raises:
-            FastDiSSError: no bundle, a file whose checksum is not the bundle's, or no such reranker.
+            FastDiSSError: no bundle, a file whose checksum is not the bundle's, no such reranker, or an unknown option.
         """
         bundle = Bundle(folder)
+        unknown = sorted(set(options) - set(MODEL_OPTIONS))
+        if unknown:
+            raise FastDiSSError(f"unknown option: {', '.join(unknown)} (known: {', '.join(MODEL_OPTIONS)})")
         overrides = {"data": str(folder), "eval_bleu": False, **bundle.task_options()}
         models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(bundle.weights)], arg_overrides=overrides)
+        for name, value in options.items():  # fairseq overrides only what the bundle's version knew
+            setattr(task.cfg, name, value)
         if reranker is not None:
             if not Path(reranker).is_file():
                 raise FastDiSSError(f"no checkpoint {reranker}")

@@ -199,7 +199,7 @@ train $data --encoder-attention-heads 0                                | --encod
 train $data --latent-dim 0                                             | --latent-dim
 train $data --fp16                                                     | needs a GPU
 train $data --bf16                                                     | --autocast bf16
-train $data --decoding-int8                                            | cannot be trained
+train $data --decoding-int8                                            | not for training
 train $data --optimizer best                                           | invalid choice
 train $data --arch fastdiss_huge                                       | invalid choice
 train $data --arch transformer                                         | choose one by --arch

@@ -162,13 +162,46 @@ def test_int8_linear_layers_change_little():
     assert alike >= 18  # a close decision about a length may turn
 
 
+def test_bfloat16_weights_change_little():
+    net = model(seed=3)
+    exact = generate(SOURCES, net=model(seed=3), decoding_steps=2)
+    found = task(decoding_bf16=True).build_generator([net], Namespace(decoding_steps=2)).generate([net], batch(SOURCES))
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    scores = [[float(s[0]["score"]) for s in hypotheses] for hypotheses in (exact, found)]
+    assert scores[0] != scores[1]
+    alike = sum(abs(a - b) < 0.1 for a, b in zip(*scores))
+    assert alike >= 18  # a close decision about a length may turn
+
+
+@pytest.mark.slow
+@pytest.mark.torch_2
+def test_a_compiled_network_says_the_same():
+    """For batches of several sizes, with padding and without, and again in the next generator."""
+    net = model(seed=3)
+    for sources in (SOURCES, SOURCES[:1], SOURCES[2:5]):
+        exact = generate(sources, net=model(seed=3), decoding_steps=3, length_beam=2)
+        built = task(decoding_compile=True).build_generator([net], Namespace(decoding_steps=3, length_beam=2))
+        for ours, theirs in zip(built.generate([net], batch(sources)), exact):
+            for one, other in zip(ours, theirs):
+                assert one["tokens"].tolist() == other["tokens"].tolist()
+                assert torch.allclose(one["positional_scores"], other["positional_scores"], atol=1e-4)
+    assert "_orig_mod" not in "".join(net.state_dict())
+
+
+def test_what_changes_the_model_is_no_option_of_a_request():
+    with pytest.raises(FastDiSSError, match="unknown generation option: decoding_int8"):
+        task().build_generator([NET], Namespace(decoding_int8=True))
+    with pytest.raises(FastDiSSError, match="excludes --decoding-bf16 and --decoding-compile"):
+        task(decoding_int8=True, decoding_compile=True).build_generator([NET], Namespace())
+
+
 def test_int8_is_refused_in_half_precision():
     with pytest.raises(FastDiSSError, match="needs a CPU and float32"):
         task(decoding_int8=True).build_generator([model().half()], Namespace())
 
 
 def test_int8_is_refused_in_training():
-    with pytest.raises(FastDiSSError, match="cannot be trained"):
+    with pytest.raises(FastDiSSError, match="not for training"):
         task(decoding_int8=True).build_model(NET.cfg)
 
 

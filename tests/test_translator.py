@@ -146,3 +146,13 @@ def test_reranking_from_python(data, checkpoint, transformer, tmp_path):
         FastDiSS.from_pretrained(tmp_path / "bundle").decode(["s1"], decoding_choice="ar")
     with pytest.raises(FastDiSSError, match="no checkpoint"):
         FastDiSS.from_pretrained(tmp_path / "bundle", reranker=tmp_path / "none.pt")
+
+
+def test_what_changes_the_model_is_said_when_it_is_loaded(model):
+    coarse = FastDiSS.from_pretrained(BUNDLE, decoding_bf16=True)
+    exact = model.decode(SENTENCES, steps=2)
+    for ours, theirs in zip(coarse.decode(SENTENCES, steps=2), exact):
+        assert abs(ours[0].score - theirs[0].score) < 0.1
+    assert {p.dtype for p in coarse.models[0].parameters()} == {torch.bfloat16}
+    with pytest.raises(FastDiSSError, match="unknown option: half"):
+        FastDiSS.from_pretrained(BUNDLE, half=True)

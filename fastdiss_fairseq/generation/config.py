@@ -77,6 +77,17 @@ class DecodingConfig(FairseqDataclass):
     )
     early_exit: bool = option(False, "skip steps of a sentence, or stop it, once they change no token")
     decoding_int8: bool = option(False, "on a CPU: int8 linear layers (dynamic quantisation)")
+    decoding_bf16: bool = option(
+        False,
+        "decode with weights in bfloat16: faster where the processor computes with it (solvers' state stays float32)",
+    )
+    decoding_compile: bool = option(
+        False, "compile the network's step with torch.compile: the first batches take longer, the others less"
+    )
+
+
+#: Options that change a model, so of the task alone: a request has no say in them.
+MODEL_OPTIONS = ("decoding_int8", "decoding_bf16", "decoding_compile")
 
 
 def decoding_defaults() -> dict:
@@ -194,7 +205,7 @@ def _known(kind: str, name: str, names: Sequence[str]) -> str:
 
 
 def _check_names(given) -> None:
-    known = {f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind)}
+    known = {f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind)} - set(MODEL_OPTIONS)
     unknown = sorted(set(given) - known)
     if unknown:
         raise FastDiSSError(f"unknown generation option: {', '.join(unknown)}")

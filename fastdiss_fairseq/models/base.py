@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairseq.models import BaseFairseqModel
 
-from ..compat import FastDiSSError, bfloat16, int8_linears
+from ..compat import FastDiSSError, bfloat16, compile_calls, int8_linears
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
 from ..modules.length import LengthPredictor
@@ -134,6 +134,15 @@ class FewStepModel(BaseFairseqModel):
         """Make the linear layers of all transformer layers int8, for decoding on a CPU."""
         for layers in (self.encoder.layers, self.denoiser.layers):
             int8_linears(layers)
+
+    def to_bfloat16(self) -> None:
+        """Hold all weights in bfloat16, for decoding; autocast, which would convert them at each call, is off then."""
+        self.bfloat16()
+        self.cfg.autocast = "none"
+
+    def compile_step(self) -> None:
+        """Have the network on the target compiled when it is first called, for decoding."""
+        compile_calls(self.denoiser)
 
     def encode(self, src_tokens: Tensor) -> Source:
         """Encode (B, S) ids; sources longer than the model's positions are cut."""

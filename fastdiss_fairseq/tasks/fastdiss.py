@@ -15,7 +15,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..compat import FastDiSSError, before_loading
-from ..generation.config import DecodingConfig, resolve
+from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve
 from ..generation.generator import FastDiSSGenerator, check_models
 from ..models.base import FewStepModel, check_weights
 from ..models.config import ARCHITECTURES, option
@@ -83,8 +83,9 @@ class FastDiSSTask(TranslationTask):
             FastDiSSError: training another model, with ``--fp16`` and no GPU or a moving average, or with
                 ``--decoding-int8``; or ``--eval-bleu-args`` that cannot be read.
         """
-        if self.cfg.decoding_int8 and not from_checkpoint:
-            raise FastDiSSError("--decoding-int8 is for decoding a trained model; int8 layers cannot be trained")
+        for name in MODEL_OPTIONS:
+            if getattr(self.cfg, name) and not from_checkpoint:
+                raise FastDiSSError(f"--{name.replace('_', '-')} is for decoding a trained model, not for training")
         if self.cfg.fp16 and not from_checkpoint and (self.cfg.cpu or not torch.cuda.is_available()):
             raise FastDiSSError("training with --fp16 needs a GPU; for bfloat16 on a CPU use --autocast bf16")
         if self.cfg.fp16 and getattr(cfg, "step_aware", False) and not from_checkpoint:
@@ -120,8 +121,7 @@ class FastDiSSTask(TranslationTask):
         check_models(models[:1], "score")
         decoding = resolve(self.cfg, args, models[0].process)
         check_models(models, decoding.choice)
-        if self.cfg.decoding_int8:
-            models[0].deployed.quantise()
+        prepare(models[0].deployed, self.cfg)
         return FastDiSSGenerator(self.target_dictionary, decoding)
 
     def build_tokenizer(self, args):
@@ -224,6 +224,22 @@ def check_data(cfg: FastDiSSTaskConfig) -> None:
             raise FastDiSSError(f"cannot infer the languages from {folder}: give --source-lang and --target-lang")
         if not os.path.isfile(os.path.join(folder, f"dict.{language}.txt")):
             raise FastDiSSError(f"no dictionary dict.{language}.txt in {folder}")
+
+
+def prepare(model: FewStepModel, cfg) -> None:
+    """Change a model as the options of decoding ask for; again does no harm.
+
+    Raises:
+        FastDiSSError: int8 layers together with bfloat16 or compilation.
+    """
+    if cfg.decoding_int8 and (cfg.decoding_bf16 or cfg.decoding_compile):
+        raise FastDiSSError("--decoding-int8 excludes --decoding-bf16 and --decoding-compile")
+    if cfg.decoding_int8:
+        model.quantise()
+    if cfg.decoding_bf16:
+        model.to_bfloat16()
+    if cfg.decoding_compile:
+        model.compile_step()
 
 
 def check_json(cfg: FastDiSSTaskConfig) -> None:

@@ -7,7 +7,8 @@ decodes batches of the test set with FastDiSS at several K (also on the referenc
 transformer with beams 1 and 5, NAT, CMLM with 4 and 10 iterations and the Levenshtein transformer, as far as
 their checkpoints are given, and takes training steps with each.  All take each batch in turn, so that a
 drift of the machine's speed meets all alike; ratios are medians over batches.  Writes results.json and
-table.md; absolute times belong to the machine, ratios are what to compare.
+table.md; absolute times belong to the machine, ratios are what to compare.  ``--parts profile`` says where the time goes:
+the share of each part of decoding (at the --steps and batch sizes given) and of a training step.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
 
 import torch
 
@@ -30,12 +31,14 @@ from fairseq.logging import metrics
 
 from ..compat import FastDiSSError
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
+from ..models.base import FewStepModel
 from ..models.fsdfm import FSDFMModel
 from ..modules.reference import ReferenceDenoiser
 from .ablate import SYSTEMS
 from .command import run_as_command
 from .loading import load as load_for
 from .records import Records, clock, device, device_name, peak_memory_mb, versions
+from .stopwatch import DECODING, TRAINING, stopwatch
 
 BASELINES = ("ar", "nat", "cmlm", "levt")
 FSDFM = "fsdfm"
@@ -48,7 +51,13 @@ STOCK = {
     "cmlm, 10 iterations": ("cmlm", {"iter_decode_max_iter": 9, "iter_decode_force_max_iter": True}),
     "levt": ("levt", {"iter_decode_max_iter": 9}),
 }
-KEY_FIELDS = ("benchmark", "system", "path", "steps", "candidates", "batch", "metric")
+#: Options of decoding that change the model.
+VARIANTS = {
+    "bf16": FewStepModel.to_bfloat16,
+    "int8": FewStepModel.quantise,
+    "compile": FewStepModel.compile_step,
+}
+KEY_FIELDS = ("benchmark", "system", "path", "steps", "candidates", "batch", "metric", "part")
 
 
 class Contender(NamedTuple):
@@ -59,7 +68,9 @@ class Contender(NamedTuple):
 
     @property
     def name(self) -> str:
-        path = ", reference path" if self.fields["path"] == "reference" else ""
+        path = {"reference": ", reference path", **{name: f", {name}" for name in VARIANTS}}.get(
+            self.fields["path"], ""
+        )
         steps = f", K = {self.fields['steps']}" if self.fields["steps"] else ""
         many = f", {self.fields['candidates']} candidates" if self.fields["candidates"] not in (None, 1) else ""
         return f"{self.fields['system']}{steps}{many}{path}"
@@ -75,7 +86,7 @@ def get_parser() -> argparse.ArgumentParser:
     for name in BASELINES:
         parser.add_argument(f"--{name}", metavar="CHECKPOINT", help=f"checkpoint of the {name} baseline")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["decoding", "step", "training"])
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 10], help="length beams")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64], help="sentences a batch")
@@ -83,6 +94,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=10, help="batches of each size")
     parser.add_argument("--subset", default="test")
     parser.add_argument("--against", default="ar, beam 5", help="the contender that ratios are taken against")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=[], help="also decode with --decoding-VARIANT"
+    )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     return parser
 
@@ -109,9 +123,12 @@ def decoders(args) -> List[Contender]:
     """All contenders of the decoding benchmark."""
     model, _, task = load(args.path, args)
     paths = {"fast": model, "reference": on_reference_path(model)}
+    for name in args.variants:
+        paths[name] = copy.deepcopy(model)
+        VARIANTS[name](paths[name])
     found = []
     for steps, candidates, path in itertools.product(args.steps, args.candidates, paths):
-        if path == "fast" or steps == 5:
+        if path != "reference" or steps == 5:
             request = Namespace(decoding_steps=steps, length_beam=candidates)
             facts = {"system": "fastdiss", "path": path, "steps": steps, "candidates": candidates}
             found.append(Contender(facts, translator(task, paths[path], request)))
@@ -271,14 +288,18 @@ def trainer(name: str, model, task, criterion) -> Contender:
     return Contender(facts, run)
 
 
-def training(args) -> List[dict]:
-    """Records of the training benchmark; ratios are against the self-conditioned baseline."""
-    contenders = trainers(args)
+def training_batches(args) -> List[dict]:
+    """Full token batches of the validation set, as many as rounds."""
     _, _, task = load(args.path, args)
     task.load_dataset("valid")
     dataset = task.dataset("valid")
     batches = task.get_batch_iterator(dataset, max_tokens=args.max_tokens).frozen_batches
-    found = [collate(dataset, piece, args) for piece in itertools.islice(itertools.cycle(batches), args.rounds)]
+    return [collate(dataset, piece, args) for piece in itertools.islice(itertools.cycle(batches), args.rounds)]
+
+
+def training(args) -> List[dict]:
+    """Records of the training benchmark; ratios are against the self-conditioned baseline."""
+    contenders, found = trainers(args), training_batches(args)
     seconds = in_turn(contenders, found, args)
     tokens = sum(batch["ntokens"] for batch in found)
     args = Namespace(**{**vars(args), "against": "standard"})
@@ -289,13 +310,56 @@ def training(args) -> List[dict]:
     return records
 
 
+# Profile
+
+
+def profile(args) -> List[dict]:
+    """Records of what share of decoding and of a training step each part takes."""
+    model, _, task = load(args.path, args)
+    batches = decoding_batches(args)
+    records = []
+    for steps, size in itertools.product(args.steps, batches):
+        facts = {"path": "fast", "steps": steps, "candidates": 1, "batch": size}
+        run = translator(task, model, Namespace(decoding_steps=steps))
+        records += shares(f"decoding, K = {steps}", run, DECODING, batches[size], facts, args)
+    found = training_batches(args)
+    for contender in trainers(args):
+        if contender.name in SYSTEMS:
+            facts = {"path": "fast", "steps": None, "candidates": None, "batch": "tokens"}
+            parts = {**TRAINING, "backward": (Adam, "backward"), "optimizer": (Adam, "step")}
+            records += shares(f"training, {contender.name}", contender.run, parts, found, facts, args)
+    return records
+
+
+def shares(what: str, run, parts, batches: Sequence[dict], facts: dict, args) -> Iterator[dict]:
+    """A record for each part, and one for the rest, with its milliseconds a batch and its share."""
+    run(batches[0])
+    with stopwatch(parts, lambda: clock(args)) as seconds:
+        started = clock(args)
+        for batch in batches:
+            run(batch)
+        total = clock(args) - started
+    seconds["rest"] = total - sum(seconds.values())
+    for name, value in seconds.most_common():
+        milliseconds = {
+            "metric": "ms",
+            "value": round(1000 * value / len(batches), 3),
+            "share": round(value / total, 3),
+        }
+        yield {"benchmark": "profile", "system": what, "part": name, **facts, **milliseconds, **circumstances(args)}
+
+
 # Common
 
 
 def in_turn(contenders: Sequence[Contender], batches: Sequence[dict], args) -> List[List[float]]:
-    """Seconds of each contender for each batch: all take a batch before any takes the next."""
+    """Seconds of each contender for each batch: all take a batch before any takes the next.  Before, each warms up with
+    the first, and what is compiled with all, since some sizes may have it compiled anew."""
     for contender in contenders:
-        contender.run(batches[0])
+        started = clock(args)
+        for batch in batches if contender.fields["path"] == "compile" else batches[:1]:
+            contender.run(batch)
+        contender.fields["warm_up_seconds"] = round(clock(args) - started, 3)
     seconds: List[List[float]] = [[] for _ in contenders]
     for batch in batches:
         for contender, times in zip(contenders, seconds):
@@ -316,11 +380,7 @@ def record(contender: Contender, times: List[float], contenders, seconds, args) 
         "p95": round(milliseconds[min(len(milliseconds) - 1, int(0.95 * len(milliseconds)))], 3),
         "rounds": len(times),
         "peak_memory_mb": peak_memory_mb(device(args)),
-        "device": device_name(device(args)),
-        "versions": versions(),
-        "command": shlex.join(
-            ["fastdiss-benchmark", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]
-        ),
+        **circumstances(args),
     }
     if args.against in names:
         others = seconds[names.index(args.against)]
@@ -329,11 +389,24 @@ def record(contender: Contender, times: List[float], contenders, seconds, args) 
     return found
 
 
+def circumstances(args) -> dict:
+    """What a time depends on."""
+    words = (Path(word).name if "/" in word else word for word in sys.argv[1:])
+    return {
+        "device": device_name(device(args)),
+        "versions": versions(),
+        "command": shlex.join(["fastdiss-benchmark", *words]),
+    }
+
+
 def table(records: Sequence[dict]) -> str:
     """A Markdown table for each benchmark and batch size."""
     parts = []
     for (benchmark, batch), group in itertools.groupby(records, lambda r: (r["benchmark"], r["batch"])):
         group = list(group)
+        if benchmark == "profile":
+            parts.append(profile_table(batch, group))
+            continue
         rate = "target_tokens_per_second" if benchmark == "training" else "sentences_per_second"
         against = next((r["against"] for r in group if "against" in r), None)
         lines = [f"**{benchmark}, batch: {batch}**", "", "| system | median ms | p95 ms | per second | times as fast as "
@@ -347,7 +420,13 @@ def table(records: Sequence[dict]) -> str:
     return "\n\n".join([*parts, records[0]["device"]]) + "\n"
 
 
-PARTS = {"decoding": decoding, "step": step, "training": training}
+def profile_table(batch, records: Sequence[dict]) -> str:
+    lines = [f"**profile, batch: {batch}**", "", "| | part | ms | share |", "| --- | --- | ---: | ---: |"]
+    lines += [f"| {r['system']} | {r['part']} | {r['value']:.1f} | {100 * r['share']:.0f} % |" for r in records]
+    return "\n".join(lines)
+
+
+PARTS = {"decoding": decoding, "step": step, "training": training, "profile": profile}
 
 
 def main(arguments=None):
