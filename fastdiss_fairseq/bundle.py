@@ -1,13 +1,62 @@
-"""Reading the folders that ``fastdiss-export`` makes: what fairseq's loading functions must be told of them."""
+"""Reading what ``fastdiss-export`` makes: checksums, and what fairseq's loading functions must be told."""
 
 import json
+import tempfile
+import zipfile
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 from fairseq.data.encoders.moses_tokenizer import MosesTokenizer, MosesTokenizerConfig
 from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPEConfig
 
+from .compat import FastDiSSError
 from .generation.config import decoding_defaults
-from .tools.export import DESCRIPTION, WEIGHTS, verify
+from .tools.records import sha256
+
+WEIGHTS = "model.pt"
+DESCRIPTION = "bundle.json"
+
+
+@contextmanager
+def opened(bundle) -> Iterator[Path]:
+    """The folder of a bundle while entered: its own, or for a zip archive a temporary one.
+
+    Raises:
+        FastDiSSError: a file that is no such archive.
+    """
+    if not Path(bundle).is_file():
+        yield Path(bundle)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(bundle) as archive:
+                for member in archive.infolist():
+                    if member.filename != Path(member.filename).name:
+                        raise FastDiSSError(f"{bundle} is no bundle: it holds {member.filename}")
+                    archive.extract(member, folder)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise FastDiSSError(f"{bundle} is no bundle: {error}") from None
+        yield Path(folder)
+
+
+def verify(folder: Path) -> None:
+    """Raise FastDiSSError unless every file that is read of a bundle is listed, and has its checksum."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        expected = dict(description["sha256"])
+        read = {WEIGHTS, *(f"dict.{description[side]}.txt" for side in ("source_lang", "target_lang"))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FastDiSSError(f"{folder} is no bundle: {error}") from None
+    if (folder / "codes").exists():
+        read.add("codes")
+    if read - set(expected):
+        raise FastDiSSError(f"{folder / DESCRIPTION} has no checksum of {', '.join(sorted(read - set(expected)))}")
+    for name, checksum in expected.items():
+        if not (folder / name).is_file():
+            raise FastDiSSError(f"{folder} lacks {name}")
+        if sha256(folder / name) != checksum:
+            raise FastDiSSError(f"{folder / name} is not the file that was exported: its checksum differs")
 
 
 class Bundle:

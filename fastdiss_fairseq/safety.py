@@ -86,12 +86,22 @@ def _loading(stock):
     """Say in one line why a file is no checkpoint."""
 
     def load(path, *args, **kwargs):
+        _verify_bundle(path)
         try:
             return stock(path, *args, **kwargs)
         except UNREADABLE as error:
             raise FastDiSSError(f"{path} {fault(path) or foreign(error)}") from error
 
     return load
+
+
+def _verify_bundle(path: str) -> None:
+    """Where a checkpoint is that of a bundle, raise FastDiSSError unless the bundle's checksums agree."""
+    from .bundle import DESCRIPTION, WEIGHTS, verify
+
+    folder, name = os.path.split(path)
+    if name == WEIGHTS and os.path.isfile(os.path.join(folder, DESCRIPTION)):
+        verify(Path(folder))
 
 
 def fault(path) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from fairseq import checkpoint_utils, utils
 
-from .bundle import Bundle
+from .bundle import Bundle, opened
 from .compat import FastDiSSError
 from .generation.config import MODEL_OPTIONS, positive
 from .tasks.fastdiss import readable
@@ -52,6 +52,7 @@ class FastDiSS:
         """Load a bundle that ``fastdiss-export`` made.
 
         Args:
+            folder: the bundle, a folder or one file (zip).
             reranker: checkpoint of an autoregressive fairseq model with the same dictionaries, for
                 ``decoding_choice="ar"``.
             options: what changes the model, :data:`~.generation.config.MODEL_OPTIONS`: ``decoding_bf16=True``,
@@ -60,6 +61,11 @@ class FastDiSS:
         Raises:
             FastDiSSError: no bundle, a file whose checksum is not the bundle's, no such reranker, or an unknown option.
         """
+        with opened(folder) as folder:
+            return cls._from_folder(folder, device, reranker, options)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, device, reranker, options: Dict[str, bool]) -> "FastDiSS":
         bundle = Bundle(folder)
         unknown = sorted(set(options) - set(MODEL_OPTIONS))
         if unknown:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from fairseq import checkpoint_utils
 
 from fastdiss_fairseq import FastDiSS
 from fastdiss_fairseq.compat import FastDiSSError
-from fastdiss_fairseq.tools.export import DESCRIPTION, WEIGHTS, verify
+from fastdiss_fairseq.bundle import DESCRIPTION, WEIGHTS, verify
 from fastdiss_fairseq.tools.records import sha256
 
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
@@ -100,3 +101,43 @@ def test_the_allow_list_holds_no_function_but_those_that_make_arrays():
     functions = {item if not isinstance(item, tuple) else item[0] for item in torch.serialization.get_safe_globals()}
     ours = {item for item in functions if not isinstance(item, type) and not item.__module__.startswith("torch")}
     assert {item.__name__ for item in ours} <= {"_reconstruct", "scalar", "Any"}
+
+
+def test_fairseqs_own_loading_refuses_a_changed_bundle(copy):
+    (copy / "dict.en.txt").write_text("a 1\n" + (copy / "dict.en.txt").read_text())
+    with pytest.raises(FastDiSSError, match="dict.en.txt is not the file that was exported"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(copy / WEIGHTS))
+    (copy / DESCRIPTION).unlink()  # a folder of somebody's own, then
+    assert "model" in checkpoint_utils.load_checkpoint_to_cpu(str(copy / WEIGHTS))
+
+
+def zipped(folder, file):
+    return Path(shutil.make_archive(str(file), "zip", folder))
+
+
+def test_a_bundle_in_one_file_decodes_like_the_folder(copy, tmp_path):
+    file = zipped(copy, tmp_path / "model")
+    shutil.rmtree(copy)
+    sentence = ["Ein Mann schläft auf einer Bank."]
+    assert FastDiSS.from_pretrained(file).translate(sentence) == FastDiSS.from_pretrained(BUNDLE).translate(sentence)
+
+
+def test_a_changed_or_damaged_file_is_refused(copy, tmp_path):
+    (copy / "codes").write_text((copy / "codes").read_text() + "x y\n")
+    with pytest.raises(FastDiSSError, match="codes is not the file that was exported"):
+        FastDiSS.from_pretrained(zipped(copy, tmp_path / "changed"))
+    whole = zipped(BUNDLE, tmp_path / "whole").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.zip").write_text("no archive")
+    for name in ("cut.zip", "text.zip"):
+        with pytest.raises(FastDiSSError, match=f"{name} is no bundle"):
+            FastDiSS.from_pretrained(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "below/model.pt"])
+def test_a_file_that_leads_elsewhere_is_refused(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr(name, "text")
+    with pytest.raises(FastDiSSError, match="is no bundle: it holds"):
+        FastDiSS.from_pretrained(tmp_path / "model.zip")
+    assert not (tmp_path / "outside").exists()

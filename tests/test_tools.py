@@ -397,6 +397,16 @@ def test_a_bundle_decodes_as_its_checkpoint_does(bundle, data, text, checkpoint)
     assert words(lines(inside.stdout, "H")) == words(found)
 
 
+def test_a_bundle_in_one_file_holds_the_same(bundle, data, checkpoint, tmp_path):
+    tool("export", checkpoint, "--data", data, "--output", tmp_path / "new" / "model.zip")
+    assert "all checksums agree" in tool("export", "--verify", tmp_path / "new" / "model.zip").stdout
+    shutil.unpack_archive(tmp_path / "new" / "model.zip", tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "bundle.json").read_text()) == json.loads(
+        (bundle / "bundle.json").read_text()
+    )
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["model.zip"]
+
+
 def test_a_bundle_is_verified(bundle, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
@@ -410,7 +420,7 @@ def test_a_bundle_is_verified(bundle, tmp_path):
     assert_one_line_error(
         tool("export", "none.pt", "--data", copy, "--output", copy, check=False), "no checkpoint none.pt"
     )
-    assert_one_line_error(tool("export", check=False), "--verify FOLDER")
+    assert_one_line_error(tool("export", check=False), "--verify BUNDLE")
 
 
 # Benchmark

@@ -4,11 +4,14 @@
 
 FOLDER gets model.pt (weights in half precision, no optimizer state, no paths), the dictionaries, the BPE
 codes and bundle.json with languages, sizes, versions and SHA-256 checksums; ``--verify`` checks them.
+``--output NAME.zip`` is the same in one file, which Python takes; fairseq's commands need it unpacked.
 """
 
 import argparse
 import json
 import shutil
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import List, Optional
 
@@ -18,14 +21,12 @@ from omegaconf import OmegaConf, open_dict
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import data_utils
 
+from ..bundle import DESCRIPTION, WEIGHTS, opened, verify
 from ..compat import FastDiSSError
 from ..models.config import ARCHITECTURES
 from ..models.fsdfm import averaged_weights
 from .command import run_as_command
 from .records import sha256, versions
-
-WEIGHTS = "model.pt"
-DESCRIPTION = "bundle.json"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -34,9 +35,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("--data", type=Path, help="the data folder it was trained on: dictionaries and codes")
-    parser.add_argument("--output", type=Path, help="folder to make")
+    parser.add_argument("--output", type=Path, help="folder to make, or NAME.zip")
     parser.add_argument("--float32", action="store_true", help="keep full precision")
-    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="check the checksums of a bundle instead")
+    parser.add_argument("--verify", type=Path, metavar="BUNDLE", help="check the checksums of a bundle instead")
     return parser
 
 
@@ -98,6 +99,19 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dic
     return description
 
 
+def export_file(checkpoint: Path, data: Path, file: Path, half: bool = True) -> dict:
+    """:func:`export` into one zip archive, which appears when it is whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        description = export(checkpoint, data, Path(folder), half)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(file.name + ".part")
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member in sorted(Path(folder).iterdir()):
+                archive.write(member, member.name)
+        part.replace(file)
+    return description
+
+
 def tokenizer_languages(data: Path) -> Optional[List[str]]:
     """The languages that the text was tokenised as, where ``scripts/prepare_pairs.py`` wrote them down."""
     try:
@@ -106,34 +120,17 @@ def tokenizer_languages(data: Path) -> Optional[List[str]]:
         return None
 
 
-def verify(folder: Path) -> None:
-    """Raise FastDiSSError unless every file that is read of a bundle is listed, and has its checksum."""
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        expected = dict(description["sha256"])
-        read = {WEIGHTS, *(f"dict.{description[side]}.txt" for side in ("source_lang", "target_lang"))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FastDiSSError(f"{folder} is no bundle: {error}") from None
-    if (folder / "codes").exists():
-        read.add("codes")
-    if read - set(expected):
-        raise FastDiSSError(f"{folder / DESCRIPTION} has no checksum of {', '.join(sorted(read - set(expected)))}")
-    for name, checksum in expected.items():
-        if not (folder / name).is_file():
-            raise FastDiSSError(f"{folder} lacks {name}")
-        if sha256(folder / name) != checksum:
-            raise FastDiSSError(f"{folder / name} is not the file that was exported: its checksum differs")
-
-
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
     if args.verify:
-        verify(args.verify)
+        with opened(args.verify) as folder:
+            verify(folder)
         print(f"{args.verify}: all checksums agree")
         return
     if not (args.checkpoint and args.data and args.output):
-        raise FastDiSSError("fastdiss-export takes CHECKPOINT --data FOLDER --output FOLDER, or --verify FOLDER")
-    description = export(args.checkpoint, args.data, args.output, half=not args.float32)
+        raise FastDiSSError("fastdiss-export takes CHECKPOINT --data FOLDER --output BUNDLE, or --verify BUNDLE")
+    making = export_file if args.output.suffix == ".zip" else export
+    description = making(args.checkpoint, args.data, args.output, half=not args.float32)
     print(json.dumps(description, indent=1))
 
 
