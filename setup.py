@@ -11,6 +11,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "fastdiss_fairseq/__init__.
 EXPERIMENTS = ["matplotlib", "rouge-score", "tensorboardX"]
 #: examples/serving.
 SERVE = ["fastapi", "uvicorn"]
+#: --decoding-onnx.
+ONNX = ["onnx", "onnxruntime"]
 
 setup(
     name="fastdiss-fairseq",
@@ -43,9 +45,11 @@ setup(
             "mypy",
             *EXPERIMENTS,
             *SERVE,
+            *ONNX,
         ],
         "experiments": EXPERIMENTS,
         "serve": SERVE,
+        "onnx": ONNX,
     },
     entry_points={
         "console_scripts": [

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import inspect
 import math
 import os
 import sys
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+
+
+#: Version of ONNX' operators: the newest that torch 1.12 writes.
+OPSET = 16
 
 
 class FastDiSSError(ValueError):
@@ -168,6 +173,21 @@ def int8_linears(module: torch.nn.Module) -> None:
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in module.parameters()):
         raise FastDiSSError("--decoding-int8 needs a CPU and float32 (no --fp16)")
     quantize_dynamic(module, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
+def export_graph(module: torch.nn.Module, inputs, file, names, sizes) -> None:
+    """Trace a module and write it as an ONNX graph; ``sizes``: input name -> {dimension: name} of those that vary."""
+    chosen = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    torch.onnx.export(
+        module,
+        inputs,
+        file,
+        input_names=names,
+        dynamic_axes=sizes,
+        opset_version=OPSET,
+        do_constant_folding=True,
+        **chosen,
+    )
 
 
 def compile_calls(module: torch.nn.Module) -> None:

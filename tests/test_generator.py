@@ -1,3 +1,6 @@
+import gc
+import sys
+import weakref
 from argparse import Namespace
 from dataclasses import replace
 
@@ -191,7 +194,7 @@ def test_a_compiled_network_says_the_same():
 def test_what_changes_the_model_is_no_option_of_a_request():
     with pytest.raises(FastDiSSError, match="unknown generation option: decoding_int8"):
         task().build_generator([NET], Namespace(decoding_int8=True))
-    with pytest.raises(FastDiSSError, match="excludes --decoding-bf16 and --decoding-compile"):
+    with pytest.raises(FastDiSSError, match="--decoding-int8 excludes --decoding-compile"):
         task(decoding_int8=True, decoding_compile=True).build_generator([NET], Namespace())
 
 
@@ -464,3 +467,48 @@ def test_mbr_orders_by_utility_in_logarithms():
     expected = mbr(found.tokens, found.mask, [EOS]).clamp(min=1e-9).log().sort(dim=1, descending=True)[0]
     scores = [[float(h["score"]) for h in s] for s in built.generate([NET], batch(SOURCES))]
     assert torch.allclose(torch.tensor(scores).double(), expected.double(), atol=1e-5)
+
+
+def test_what_passes_by_is_not_kept():
+    """fairseq-interactive makes a dataset of each buffer of lines, for hours."""
+    built = task()
+    kept = []
+    for _ in range(3):
+        dataset = built.build_dataset_for_inference([torch.tensor([5, 6, 2])], [3])
+        batches = built.get_batch_iterator(dataset, max_tokens=100).next_epoch_itr(shuffle=False)
+        assert len(list(batches)) == 1
+        kept.append(weakref.ref(dataset))
+        del dataset, batches
+    gc.collect()
+    assert [reference() for reference in kept] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"length_beam": 2, "noise_beam": 2}, {"decoding_solver": "ddim"}, {"early_exit": True}, {"share": True}],
+    ids=str,
+)
+def test_onnx_runtime_says_the_same(options):
+    """For batches of several sizes, with padding and without, a single token, and more positions than one piece."""
+    pytest.importorskip("onnxruntime")
+    options = dict(options)
+    shared = {"share_all_embeddings": options.pop("share", False)}
+    exact, net = model(seed=3, **shared), model(seed=3, **shared)
+    built = task(decoding_onnx=True).build_generator([net], Namespace(decoding_steps=4, **options))
+    for sources in (SOURCES, SOURCES[:1], [[5]], SOURCES * 3):
+        found = built.generate([net], batch(sources))
+        for ours, theirs in zip(found, generate(sources, net=exact, decoding_steps=4, **options)):
+            for one, other in zip(ours, theirs):
+                assert one["tokens"].tolist() == other["tokens"].tolist()
+                assert torch.allclose(one["positional_scores"], other["positional_scores"], atol=1e-4)
+
+
+def test_onnx_runtime_refuses_what_it_cannot_do(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(FastDiSSError, match="needs a CPU and float32"):
+        task(decoding_onnx=True).build_generator([model().half()], Namespace())
+    with pytest.raises(FastDiSSError, match="--decoding-onnx excludes --decoding-bf16"):
+        task(decoding_onnx=True, decoding_bf16=True).build_generator([NET], Namespace())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(FastDiSSError, match="pip install onnx onnxruntime"):
+        task(decoding_onnx=True).build_generator([model()], Namespace())

@@ -26,6 +26,10 @@ class Special(NamedTuple):
     bos: int
     eos: int
 
+    @classmethod
+    def of(cls, dictionary) -> "Special":
+        return cls(dictionary.pad(), dictionary.bos(), dictionary.eos())
+
 
 def last_positions(mask: Tensor) -> Tensor:
     """True at the last real position of each candidate, where the sentence ends; mask (S, C, T)."""

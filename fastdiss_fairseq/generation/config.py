@@ -84,10 +84,11 @@ class DecodingConfig(FairseqDataclass):
     decoding_compile: bool = option(
         False, "compile the network's step with torch.compile: the first batches take longer, the others less"
     )
+    decoding_onnx: bool = option(False, "on a CPU: evaluate the networks with ONNX Runtime, in float32 (FastDiSS only)")
 
 
 #: Options that change a model, so of the task alone: a request has no say in them.
-MODEL_OPTIONS = ("decoding_int8", "decoding_bf16", "decoding_compile")
+MODEL_OPTIONS = ("decoding_int8", "decoding_bf16", "decoding_compile", "decoding_onnx")
 
 
 def decoding_defaults() -> dict:

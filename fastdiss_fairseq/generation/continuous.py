@@ -7,7 +7,6 @@ from ..diffusion.mask_predict import mask_predict
 from ..diffusion.sampling import MASK_PREDICT, sample
 from ..models.base import Source
 from ..models.fastdiss import FastDiSSModel
-from ..modules.rounding import read as read_tokens
 from .candidates import Candidates, Special, last_positions
 from .config import Decoding
 
@@ -67,7 +66,7 @@ def read(
     tokens = torch.full_like(mask, special.pad, dtype=torch.long)
     log_probs = torch.zeros_like(mask, dtype=torch.float)
     where = where & mask
-    found = read_tokens(estimate[where].to(table.dtype), table, list(special), mean=how == "expected")
+    found = model.read(estimate[where].to(table.dtype), table, list(special), mean=how == "expected")
     tokens[where], log_probs[where] = found.tokens, found.log_probs
     tokens, log_probs = tokens.masked_fill(last, special.eos), log_probs.masked_fill(last, 0.0)
     if found.mean is not None:

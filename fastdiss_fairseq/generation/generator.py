@@ -34,7 +34,7 @@ class FastDiSSGenerator:
     def __init__(self, dictionary, decoding: Decoding):
         self.decoding = decoding
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
-        self.special = Special(dictionary.pad(), dictionary.bos(), dictionary.eos())
+        self.special = Special.of(dictionary)
         self.symbols_to_strip_from_output = {self.eos}
 
     @torch.no_grad()

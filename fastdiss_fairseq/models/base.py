@@ -2,7 +2,7 @@
 
 import contextlib
 import zlib
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from fairseq.models import BaseFairseqModel
 from ..compat import FastDiSSError, bfloat16, compile_calls, int8_linears
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
+from ..modules.onnx import OnnxRuntime
 from ..modules.length import LengthPredictor
 from ..modules.target import Memory, TargetNetwork
 from ..modules.transformer import LayerConfig
@@ -41,6 +42,7 @@ class FewStepModel(BaseFairseqModel):
         super().__init__()
         self.cfg, self.padding_idx = cfg, target_dictionary.pad()
         self.num_updates = 0
+        self.runtime: Optional[OnnxRuntime] = None  # evaluates the networks in the place of torch
         checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
         self.register_buffer("dictionary_versions", torch.tensor(checksums))  # fairseq's EMA leaves "version"s alone
         self.embedding = LatentEmbedding(len(target_dictionary), cfg.latent_dim)
@@ -148,6 +150,9 @@ class FewStepModel(BaseFairseqModel):
         """Encode (B, S) ids; sources longer than the model's positions are cut."""
         src_tokens = cut(src_tokens, self.cfg.max_source_positions)
         mask = src_tokens.ne(self.padding_idx)
+        if self.runtime is not None:
+            logits, memory = self.runtime.encode(src_tokens)
+            return Source(memory, logits, mask.sum(1))
         with self.precision(src_tokens.device):
             states = self.encoder(src_tokens, mask)
             logits = self.length(states, mask)
@@ -160,6 +165,8 @@ class FewStepModel(BaseFairseqModel):
 
     def table(self) -> Tensor:
         """The rows z_0 of all tokens (V, D), in the precision that logits are computed in."""
+        if self.runtime is not None:
+            return self.runtime.table
         table = self.embedding.table()
         return table.to(torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype)
 

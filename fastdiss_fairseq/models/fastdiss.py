@@ -1,6 +1,6 @@
 """The FastDiSS model for fairseq: continuous diffusion."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from ..diffusion.process import Process
 from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
 from ..modules.denoiser import Denoiser
 from ..modules.embedding import Positions
-from ..modules.rounding import mean_rows, nearest_token, rounding_loss
+from ..modules.onnx import OnnxRuntime
+from ..modules.rounding import Reading, mean_rows, nearest_token, read, rounding_loss
 from ..modules.target import Memory, Target
 from ..modules.transformer import LayerConfig
 from .base import FewStepModel
@@ -45,8 +46,22 @@ class FastDiSSModel(FewStepModel):
     def denoise(self, z: Tensor, t: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """One network evaluation; shapes as in :class:`Denoiser`, z at its natural scale."""
         scale = self.process.input_scale(t).unsqueeze(-1)
+        if self.runtime is not None:
+            return self.runtime.denoise(z * scale, t, z_bar, target, memory)
         with self.precision(z.device):
             return self.denoiser(z * scale, t, z_bar, target, memory)
+
+    def use_onnx(self, never: Sequence[int]) -> None:
+        """Evaluate the networks with ONNX Runtime from now on, for decoding on a CPU; ``never``: ids that are not read."""
+        self.cfg.autocast = "none"
+        if self.runtime is None:
+            self.runtime = OnnxRuntime(self, never)
+
+    def read(self, states: Tensor, table: Tensor, never: Sequence[int], mean: bool) -> Reading:
+        """:func:`..modules.rounding.read`."""
+        if self.runtime is not None:
+            return self.runtime.read(states, mean)
+        return read(states, table, never, mean)
 
     def refine(self, estimate: Tensor, mask: Tensor, how: str) -> Tensor:
         """What solvers and self-conditioning get for network estimates (..., T, D): the same

@@ -20,6 +20,7 @@ class LatentEmbedding(nn.Module):
 
     def __init__(self, vocabulary: int, dim: int):
         super().__init__()
+        self.dim = dim
         self.weight = nn.Parameter(torch.empty(vocabulary, dim))
         nn.init.normal_(self.weight, std=dim**-0.5)  # small: the normalised rows then learn faster
 
@@ -31,9 +32,8 @@ class LatentEmbedding(nn.Module):
         """All rows (V, D), in the parameters' precision."""
         return self._normalise(self.weight).type_as(self.weight)
 
-    @staticmethod
-    def _normalise(rows: Tensor) -> Tensor:
-        return F.layer_norm(rows.float(), rows.shape[-1:], eps=1e-8)
+    def _normalise(self, rows: Tensor) -> Tensor:
+        return F.layer_norm(rows.float(), (self.dim,), eps=1e-8)
 
 
 class ProjectedEmbedding(nn.Module):

@@ -68,15 +68,31 @@ def read(states: Tensor, table: Tensor, never: Sequence[int], mean: bool = False
         states: (N, D), as in :func:`rounding_loss`.
         never: ids that are no tokens to read: they count in the mean, but not in ``log_probs``.
     """
-    pieces = [_read(piece, table, list(never), mean) for piece in in_pieces(states)]
+    vocabulary = Vocabulary.of(table, never)
+    pieces = [read_piece(piece, vocabulary, mean) for piece in in_pieces(states)]
     tokens, log_probs, rows = zip(*pieces)
     return Reading(torch.cat(tokens), torch.cat(log_probs), torch.cat(rows) if mean else None)
 
 
-def _read(states, table, never, mean):
-    logits = _logits(states, table)
-    barred = logits[:, never]
-    logits[:, never] = -float("inf")
+class Vocabulary(NamedTuple):
+    """The ``table`` (V, D); ``bar`` (V,), minus infinity at ids that are never read and 0 at others; and
+    ``barred`` (n, D), the rows of the former."""
+
+    table: Tensor
+    bar: Tensor
+    barred: Tensor
+
+    @classmethod
+    def of(cls, table: Tensor, never: Sequence[int]) -> "Vocabulary":
+        ids = torch.tensor(list(never), device=table.device)
+        return cls(table, table.new_zeros(len(table)).index_fill_(0, ids, -float("inf")), table[ids])
+
+
+def read_piece(states: Tensor, vocabulary: Vocabulary, mean: bool) -> Reading:
+    """:func:`read` at few positions."""
+    table = vocabulary.table
+    logits = torch.addmm(vocabulary.bar, states, table.T).float()
+    barred = _logits(states, vocabulary.barred)
     best, tokens = logits.max(-1)
     top = torch.minimum(torch.maximum(best, barred.amax(-1)), best + 80)  # e^-80 is still a float32
     weights = logits.sub_(top[:, None]).exp_()
@@ -84,9 +100,9 @@ def _read(states, table, never, mean):
     rows = None
     if mean:
         others = (barred - top[:, None]).clamp(max=0).exp()
-        rows = (weights.type_as(table) @ table).float() + others @ table[never].float()
+        rows = (weights.type_as(table) @ table).float() + others @ vocabulary.barred.float()
         rows = rows / (total + others.sum(-1))[:, None]
-    return tokens, best - top - total.log(), rows
+    return Reading(tokens, best - top - total.log(), rows)
 
 
 def mean_rows(states: Tensor, table: Tensor) -> Tensor:

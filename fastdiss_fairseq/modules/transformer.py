@@ -8,8 +8,10 @@ Layer norm and dropout are fairseq's (NVIDIA apex' fused layer norm is used wher
 from dataclasses import dataclass
 from typing import NamedTuple, Optional, Tuple
 
+import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fairseq import utils
 from fairseq.modules import LayerNorm
@@ -39,16 +41,22 @@ class Layout(NamedTuple):
     """Where a batch's real positions are.
 
     ``mask`` (B, T) is True at them.  A *padded* batch is (B, T, d).  A *packed* one is (N, d), the real positions
-    alone, at the places ``index`` (N,) of the flattened batch: layers then spend nothing on padding.
+    alone, at ``index`` (N,) of the flattened batch: layers then spend nothing on padding.  ``places`` (B T,) says where
+    each position of the batch stands among the real ones, padding behind them all, at N.
     """
 
     mask: Tensor
     index: Optional[Tensor] = None
+    places: Optional[Tensor] = None
 
     @classmethod
     def packed(cls, mask: Tensor) -> "Layout":
         """Packed, unless there is no padding."""
-        return cls(mask, None if mask.all() else mask.flatten().nonzero().squeeze(1))
+        if mask.all():
+            return cls(mask)
+        real = mask.flatten()
+        index = real.nonzero().squeeze(1)
+        return cls(mask, index, torch.where(real, real.long().cumsum(0) - 1, real.sum()))
 
     def pack(self, x: Tensor) -> Tensor:
         """What layers compute on, of (B, T, d)."""
@@ -64,8 +72,7 @@ class Layout(NamedTuple):
         """(B, T, d) of what layers computed; zero at padding where it was packed."""
         if self.index is None:
             return x
-        padded = x.new_zeros(self.mask.numel(), x.size(-1)).index_copy(0, self.index, x)
-        return padded.view(*self.mask.shape, -1)
+        return pad(x, (0, 0, 0, 1))[self.places].view(*self.mask.shape, -1)
 
 
 class KeyValues(NamedTuple):

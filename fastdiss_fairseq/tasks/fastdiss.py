@@ -15,7 +15,9 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..compat import FastDiSSError, before_loading
+from ..generation.candidates import Special
 from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve
+from ..generation.deployment import flag, prepare
 from ..generation.generator import FastDiSSGenerator, check_models
 from ..models.base import FewStepModel, check_weights
 from ..models.config import ARCHITECTURES, option
@@ -85,7 +87,7 @@ class FastDiSSTask(TranslationTask):
         """
         for name in MODEL_OPTIONS:
             if getattr(self.cfg, name) and not from_checkpoint:
-                raise FastDiSSError(f"--{name.replace('_', '-')} is for decoding a trained model, not for training")
+                raise FastDiSSError(f"{flag(name)} is for decoding a trained model, not for training")
         if self.cfg.fp16 and not from_checkpoint and (self.cfg.cpu or not torch.cuda.is_available()):
             raise FastDiSSError("training with --fp16 needs a GPU; for bfloat16 on a CPU use --autocast bf16")
         if self.cfg.fp16 and getattr(cfg, "step_aware", False) and not from_checkpoint:
@@ -121,7 +123,7 @@ class FastDiSSTask(TranslationTask):
         check_models(models[:1], "score")
         decoding = resolve(self.cfg, args, models[0].process)
         check_models(models, decoding.choice)
-        prepare(models[0].deployed, self.cfg)
+        prepare(models[0].deployed, self.cfg, Special.of(self.target_dictionary))
         return FastDiSSGenerator(self.target_dictionary, decoding)
 
     def build_tokenizer(self, args):
@@ -187,9 +189,12 @@ class FastDiSSTask(TranslationTask):
         Newer fairseq drops the last sentences where their number is no multiple of
         ``--required-batch-size-multiple``, so that option is not passed on.  Outside the training
         set a sentence longer than ``max_tokens`` still makes a batch.  Without worker processes
-        nothing is prefetched, since a prefetching thread can crash the process at exit.
+        nothing is prefetched, since a prefetching thread can crash the process at exit.  fairseq keeps every
+        dataset that it has made batches of, so those that pass by, as in fairseq-interactive, are not told to it.
         """
         others["required_batch_size_multiple"] = 1
+        if not any(dataset is split for split in self.datasets.values()):
+            others["disable_iterator_cache"] = True
         if not self._is_training_set(dataset) and max_tokens is not None and len(dataset) > 0:
             max_tokens = max(max_tokens, max(map(dataset.num_tokens, range(len(dataset)))))
         return super().get_batch_iterator(
@@ -224,22 +229,6 @@ def check_data(cfg: FastDiSSTaskConfig) -> None:
             raise FastDiSSError(f"cannot infer the languages from {folder}: give --source-lang and --target-lang")
         if not os.path.isfile(os.path.join(folder, f"dict.{language}.txt")):
             raise FastDiSSError(f"no dictionary dict.{language}.txt in {folder}")
-
-
-def prepare(model: FewStepModel, cfg) -> None:
-    """Change a model as the options of decoding ask for; again does no harm.
-
-    Raises:
-        FastDiSSError: int8 layers together with bfloat16 or compilation.
-    """
-    if cfg.decoding_int8 and (cfg.decoding_bf16 or cfg.decoding_compile):
-        raise FastDiSSError("--decoding-int8 excludes --decoding-bf16 and --decoding-compile")
-    if cfg.decoding_int8:
-        model.quantise()
-    if cfg.decoding_bf16:
-        model.to_bfloat16()
-    if cfg.decoding_compile:
-        model.compile_step()
 
 
 def check_json(cfg: FastDiSSTaskConfig) -> None:

@@ -31,7 +31,9 @@ from fairseq.logging import metrics
 
 from ..compat import FastDiSSError
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
-from ..models.base import FewStepModel
+from ..generation.candidates import Special
+from ..generation.config import MODEL_OPTIONS
+from ..generation.deployment import prepare
 from ..models.fsdfm import FSDFMModel
 from ..modules.reference import ReferenceDenoiser
 from .ablate import SYSTEMS
@@ -51,12 +53,8 @@ STOCK = {
     "cmlm, 10 iterations": ("cmlm", {"iter_decode_max_iter": 9, "iter_decode_force_max_iter": True}),
     "levt": ("levt", {"iter_decode_max_iter": 9}),
 }
-#: Options of decoding that change the model.
-VARIANTS = {
-    "bf16": FewStepModel.to_bfloat16,
-    "int8": FewStepModel.quantise,
-    "compile": FewStepModel.compile_step,
-}
+#: Options of decoding that change the model, without their "decoding_".
+VARIANTS = [name.replace("decoding_", "") for name in MODEL_OPTIONS]
 KEY_FIELDS = ("benchmark", "system", "path", "steps", "candidates", "batch", "metric", "part")
 
 
@@ -125,7 +123,8 @@ def decoders(args) -> List[Contender]:
     paths = {"fast": model, "reference": on_reference_path(model)}
     for name in args.variants:
         paths[name] = copy.deepcopy(model)
-        VARIANTS[name](paths[name])
+        chosen = Namespace(**{option: option == f"decoding_{name}" for option in MODEL_OPTIONS})
+        prepare(paths[name], chosen, Special.of(task.target_dictionary))
     found = []
     for steps, candidates, path in itertools.product(args.steps, args.candidates, paths):
         if path != "reference" or steps == 5:
@@ -209,7 +208,7 @@ def step(args) -> List[dict]:
     against = Namespace(**{**vars(args), "against": contenders[1].name})
     batches, records = decoding_batches(args), []
     for size in (max(args.batch_sizes), "tokens"):
-        found = [prepare(model, batch) for batch in batches[size]]
+        found = [inputs_of(model, batch) for batch in batches[size]]
         padding = 1 - torch.cat([inputs["mask"].flatten() for inputs in found]).float().mean().item()
         facts = {"benchmark": "step", "batch": size, "padding": round(padding, 3)}
         seconds = in_turn(contenders, found, args)
@@ -219,7 +218,7 @@ def step(args) -> List[dict]:
     return records
 
 
-def prepare(model, batch: dict) -> dict:
+def inputs_of(model, batch: dict) -> dict:
     """Inputs of one evaluation, with as many target positions as the reference has."""
     tokens, mask = batch["net_input"]["src_tokens"], batch["target"].ne(model.padding_idx)
     z, z_bar = torch.randn(2, *mask.shape, model.cfg.latent_dim, device=mask.device)
