@@ -50,6 +50,7 @@ class Graph:
             export_graph(network.eval(), tuple(example for example, _ in inputs.values()), file, list(inputs), sizes)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        options.enable_mem_pattern = False  # it keeps one for each size
         self.session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
         self.names = [value.name for value in self.session.get_inputs()]
 
