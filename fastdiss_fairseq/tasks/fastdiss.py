@@ -69,7 +69,10 @@ class FastDiSSTask(TranslationTask):
         pair = f"{self.cfg.source_lang}-{self.cfg.target_lang}"
         try:
             super().load_dataset(split, epoch, combine, **kwargs)
-            self.datasets[split][len(self.datasets[split]) - 1]  # the first that files cut short lack
+            dataset = self.datasets[split]
+            if dataset.supports_prefetch:  # which fairseq's trainer forgets
+                raise FastDiSSError(f"{self.cfg.data} is of fairseq before 0.9: add --dataset-impl lazy")
+            dataset[len(dataset) - 1]  # the first that files cut short lack
         except FileNotFoundError:
             raise FastDiSSError(f"no split '{split}' ({pair}) in {self.cfg.data}") from None
         except (ValueError, IndexError, AssertionError, struct.error) as error:
