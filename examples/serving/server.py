@@ -152,15 +152,16 @@ def create_app(model: FastDiSS, limits: Limits = Limits()) -> FastAPI:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", help="folder made by fastdiss-export")
+    parser.add_argument("bundle", help="folder or file made by fastdiss-export")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--onnx", action="store_true", help="ONNX Runtime, for a CPU")
     parser.add_argument("--batch", type=int, default=Limits.batch, help="sentences decoded together")
     parser.add_argument("--wait", type=float, default=Limits.wait, help="seconds to wait for more of them")
     parser.add_argument("--queue", type=int, default=Limits.queue, help="requests that may wait")
     args = parser.parse_args()
-    model = FastDiSS.from_pretrained(args.bundle, args.device)
+    model = FastDiSS.from_pretrained(args.bundle, args.device, decoding_onnx=args.onnx)
     app = create_app(model, Limits(batch=args.batch, wait=args.wait, queue=args.queue))
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
 
