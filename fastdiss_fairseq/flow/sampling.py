@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import fold, uniform
-from .jumps import JUMPS, draw, jump, log_probability
+from .jumps import JUMPS, draw, jump, log_probability, settle
 from .path import Path
 
 #: The solver that is exact where the prediction does not change.
@@ -50,6 +50,12 @@ class FlowSampler:
             return torch.full_like(logits, -float("inf")).scatter(1, best, 0.0)
         return logits if self.temperature == 1 else logits / self.temperature
 
+    def move(self, logits: Tensor, x: Tensor, u_leave: Tensor, u_word: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """A step that is not the last: x_{t+h} from x_t = x, all (N,)."""
+        if self.temperature == 0:
+            return settle(logits, x, u_leave, t, h, self.solver)
+        return jump(self.tempered(logits), x, u_leave, u_word, t, h, self.solver)
+
     def finish(self, logits: Tensor, u: Tensor):
         """The last step: tokens (N,) and their log-probabilities under the prediction."""
         if self.last == LIKELIEST:
@@ -60,7 +66,8 @@ class FlowSampler:
 
 
 class FlowSample(NamedTuple):
-    """``tokens`` and ``log_probs`` (N,) under the last prediction; ``history``: both after each step."""
+    """``tokens`` and ``log_probs`` (N,) under the last prediction; ``history``: both after each step, where it was
+    asked for."""
 
     tokens: Tensor
     log_probs: Tensor
@@ -73,6 +80,7 @@ def sample(
     key: Tensor,
     steps: int,
     sampler: FlowSampler,
+    watched: bool = False,
 ) -> FlowSample:
     """Decode N positions, which may belong to many sentences; what is no word is not among them.
 
@@ -83,6 +91,7 @@ def sample(
             tensors (N,).
         key: (N,) int64 noise keys.
         steps: K >= 1.
+        watched: keep a history.
     """
     x, history = sampler.path.noise(key), []
     h = torch.tensor(1 / steps, dtype=torch.float64)
@@ -91,10 +100,10 @@ def sample(
         own = fold(key, "step", index)
 
         def move(logits, x, u_leave, u_word):
-            moved = jump(sampler.tempered(logits), x, u_leave, u_word, t, h, sampler.solver)
-            return moved, log_probability(logits, moved)
+            moved = sampler.move(logits, x, u_leave, u_word, t, h)
+            return (moved, log_probability(logits, moved)) if watched else (moved,)
 
-        x, log_probs = on_logits(move, look(x, t), x, uniform(fold(own, "leave")), uniform(fold(own, "word")))
-        history.append((x, log_probs))
-    tokens, log_probs = on_logits(sampler.finish, look(x, 1 - h), uniform(fold(key, "last")))
-    return FlowSample(tokens, log_probs, [*history, (tokens, log_probs)])
+        x, *log_probs = on_logits(move, look(x, t), x, uniform(fold(own, "leave")), uniform(fold(own, "word")))
+        history += [(x, *log_probs)] if watched else []
+    last = on_logits(sampler.finish, look(x, 1 - h), uniform(fold(key, "last")))
+    return FlowSample(*last, [*history, last] if watched else [])

@@ -34,9 +34,11 @@ def decode(
         return by_pieces(lambda piece, *rest: function(model.logits(piece, table), *rest), states, *others)
 
     keys = fold(key.unsqueeze(2), torch.arange(mask.size(2), device=mask.device))[movable]
-    found = sample(look, on_logits, keys, decoding.steps, decoding.sampler)
-    history = [
-        Read(whole(words), torch.zeros_like(mask, dtype=torch.float).masked_scatter(movable, log_probs))
-        for words, log_probs in found.history
-    ]
-    return Candidates(*history[-1], mask, torch.full_like(key[:, 0], decoding.steps), history)
+
+    def laid_out(words, log_probs):
+        return Read(whole(words), torch.zeros_like(mask, dtype=torch.float).masked_scatter(movable, log_probs))
+
+    found = sample(look, on_logits, keys, decoding.steps, decoding.sampler, decoding.history)
+    history = [laid_out(*step) for step in found.history]
+    taken = torch.full_like(key[:, 0], decoding.steps)
+    return Candidates(*laid_out(found.tokens, found.log_probs), mask, taken, history)

@@ -47,7 +47,7 @@ def decode(path, steps, count=20000, look=posterior, **options):
     sampler = FlowSampler(path, **options)
     return sample(
         lambda x, t: look(path, x, t), lambda function, logits, *others: function(logits, *others),
-        keys(count), steps, sampler,
+        keys(count), steps, sampler, watched=True,
     )  # fmt: skip
 
 
@@ -120,6 +120,27 @@ def test_temperature_sharpens_and_zero_takes_the_likeliest():
     share = lambda tau: (decode(PATHS["mask"], 4, temperature=tau).tokens == 4).float().mean().item()
     cold = 0.5**2 / (0.5**2 + 0.3**2 + 0.1**2 + 0.1**2)
     assert share(0.5) == pytest.approx(cold, abs=0.02) and share(0.0) == 1
+
+
+@pytest.mark.parametrize("rule", list(JUMPS))
+def test_at_temperature_zero_the_short_way_is_the_long_one(rule):
+    logits, x = torch.randn(500, END), torch.randint(END, (500,))
+    u_leave, u_word = torch.rand(2, 500)
+    t, h = torch.tensor([0.25, 0.125], dtype=torch.float64)
+    sampler = FlowSampler(PATHS["uniform"], solver=rule, temperature=0.0)
+    long = jump(sampler.tempered(logits), x, u_leave, u_word, t, h, rule)
+    assert torch.equal(sampler.move(logits, x, u_leave, u_word, t, h), long)
+    assert not torch.equal(long, x)
+
+
+def test_watching_changes_nothing():
+    sampler = FlowSampler(PATHS["mask"])
+    run = lambda watched: sample(
+        lambda x, t: posterior(PATHS["mask"], x, t), lambda f, *rest: f(*rest), keys(200), 6, sampler, watched
+    )
+    one, other = run(True), run(False)
+    assert torch.equal(one.tokens, other.tokens) and len(one.history) == 6 and other.history == []
+    assert torch.equal(one.history[-1][1], other.log_probs)
 
 
 def test_decoding_a_position_does_not_depend_on_the_others():
