@@ -10,6 +10,7 @@ the last's; the file is renewed at each point, so that it can be read meanwhile.
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def summary(command, curve, status):
     quarter = max(1, len(curve) // 4)
     first, last = (statistics.median(mib for _, mib in part) for part in (curve[:quarter], curve[-quarter:]))
     return {
-        "command": command,
+        "command": shlex.join(word.replace(f"{Path.cwd()}/", "") for word in command),
         "exit_status": status,
         "seconds": curve[-1][0],
         "first_quarter_median_mib": round(first, 1),
