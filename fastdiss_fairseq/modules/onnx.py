@@ -85,14 +85,14 @@ class Denoise(nn.Module):
 
 
 class Read(nn.Module):
-    """Estimates (N, D) -> tokens, log-probabilities and mean rows, see :func:`.rounding.read`."""
+    """Estimates (N, D) -> tokens, log-probabilities and, where they are asked for, mean rows: :func:`.rounding.read`."""
 
-    def __init__(self, table: Tensor, never: Sequence[int]):
+    def __init__(self, vocabulary: Vocabulary, mean: bool):
         super().__init__()
-        self.vocabulary = Vocabulary.of(table, never)
+        self.vocabulary, self.mean = vocabulary, mean
 
     def forward(self, states):
-        return tuple(read_piece(states, self.vocabulary, mean=True))
+        return tuple(part for part in read_piece(states, self.vocabulary, self.mean) if part is not None)
 
 
 class OnnxRuntime:
@@ -114,7 +114,8 @@ class OnnxRuntime:
         self.denoiser = Graph(Denoise(model.denoiser), self._example(model, tokens))
         with torch.no_grad():
             self.table = model.table()
-        self.reader = Graph(Read(self.table, never), {"states": (torch.randn(3, model.cfg.latent_dim), "N.")})
+        vocabulary, states = Vocabulary.of(self.table, never), torch.randn(3, model.cfg.latent_dim)
+        self.readers = {mean: Graph(Read(vocabulary, mean), {"states": (states, "N.")}) for mean in (False, True)}
 
     def _example(self, model, tokens: Tensor) -> Dict[str, Tuple[Tensor, str]]:
         """Two candidates of each of two sentences, of unequal lengths, so that nothing is taken for constant."""
@@ -154,8 +155,8 @@ class OnnxRuntime:
         """:func:`.rounding.read` with the model's table."""
         if not len(states):  # ONNX Runtime reduces an empty array along another dimension
             return Reading(torch.zeros(0, dtype=torch.long), torch.zeros(0), states if mean else None)
-        tokens, log_probs, rows = map(torch.cat, zip(*(self.reader(piece) for piece in in_pieces(states))))
-        return Reading(tokens, log_probs, rows if mean else None)
+        tokens, log_probs, *rows = map(torch.cat, zip(*(self.readers[mean](piece) for piece in in_pieces(states))))
+        return Reading(tokens, log_probs, rows[0] if mean else None)
 
 
 def check(model) -> None:
