@@ -185,7 +185,6 @@ def export_graph(module: torch.nn.Module, inputs, file, names, sizes) -> None:
         input_names=names,
         dynamic_axes=sizes,
         opset_version=OPSET,
-        do_constant_folding=True,
         **chosen,
     )
 

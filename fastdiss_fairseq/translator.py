@@ -55,8 +55,8 @@ class FastDiSS:
             folder: the bundle, a folder or one file (zip).
             reranker: checkpoint of an autoregressive fairseq model with the same dictionaries, for
                 ``decoding_choice="ar"``.
-            options: what changes the model, :data:`~.generation.config.MODEL_OPTIONS`: ``decoding_bf16=True``,
-                ``decoding_int8=True``, ``decoding_compile=True``.
+            options: what changes the model, :data:`~.generation.config.MODEL_OPTIONS`: ``decoding_onnx=True``,
+                ``decoding_bf16=True``, ``decoding_int8=True``, ``decoding_compile=True``.
 
         Raises:
             FastDiSSError: no bundle, a file whose checksum is not the bundle's, no such reranker, or an unknown option.

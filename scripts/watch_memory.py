@@ -34,7 +34,7 @@ def family(root):
 
 
 def resident_mib(root):
-    """Resident memory of a process and its descendants, in MiB; pages they share count once each."""
+    """Resident memory of a process and its descendants, in MiB; pages that they share count for each."""
     pages = 0
     for pid in family(root):
         try:
@@ -65,8 +65,13 @@ def main():
     parser.add_argument("--every", type=float, default=60, help="seconds between two points")
     parser.add_argument("command", nargs="+", help="after --: what to run")
     args = parser.parse_args()
+    if not Path(args.output).resolve().parent.is_dir():
+        parser.error(f"there is no folder for {args.output}")
     start, curve = time.time(), []
-    process = subprocess.Popen(args.command)
+    try:
+        process = subprocess.Popen(args.command)
+    except OSError as error:
+        parser.error(str(error))
     while True:
         curve.append((round(time.time() - start, 1), round(resident_mib(process.pid), 1)))
         try:
