@@ -23,6 +23,5 @@ def test_the_tree_is_formatted():
     run("ruff", "format", "--check", ".")
 
 
-@pytest.mark.slow
 def test_types():
     run("mypy")

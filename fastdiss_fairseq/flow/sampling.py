@@ -71,7 +71,7 @@ class FlowSample(NamedTuple):
 
     tokens: Tensor
     log_probs: Tensor
-    history: List[Tuple[Tensor, Tensor]]
+    history: List[Tuple[Tensor, ...]]
 
 
 def sample(
@@ -106,4 +106,4 @@ def sample(
         x, *log_probs = on_logits(move, look(x, t), x, uniform(fold(own, "leave")), uniform(fold(own, "word")))
         history += [(x, *log_probs)] if watched else []
     last = on_logits(sampler.finish, look(x, 1 - h), uniform(fold(key, "last")))
-    return FlowSample(*last, [*history, last] if watched else [])
+    return FlowSample(last[0], last[1], [*history, last] if watched else [])
