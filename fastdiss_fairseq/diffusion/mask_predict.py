@@ -48,22 +48,23 @@ def mask_predict(
         mask: (S, C, T), True at real positions.
         dim: D.
         sampler: of which the trained process, the temperature and the self-conditioning count.
-        early_exit: a sentence skips a step that would look again at no fewer positions than its last one, if
-            that changed none of its candidates' tokens.
+        early_exit: once a step changed none of a sentence's tokens, in no candidate, it skips the next K / 10 steps
+            (rounded down), and others that would look at no fewer positions.
     """
     shape, start, end = (mask.size(2), dim), *torch.tensor([0.0, 1.0], device=mask.device)
     noise_scale = sampler.trained.sigma(end) * sampler.temperature
     tokens, log_probs = torch.zeros_like(mask, dtype=torch.long), torch.zeros_like(mask, dtype=torch.float)
     unknown, z_bar, history = mask.clone(), torch.zeros(*mask.shape, dim, device=mask.device), []
     rows = torch.arange(len(key), device=key.device)
-    taken, settled = torch.zeros_like(rows), rows < 0
+    taken, latest, settled = torch.zeros_like(rows), torch.zeros_like(rows), rows < 0
 
     for index, noise in enumerate(noise_of_steps(key, steps, *shape)):
         if index:
             confidence = log_probs.masked_fill(repeated(tokens, log_probs), -float("inf"))
             doubtful = least_confident(confidence, mask, steps - index, steps)
             if early_exit:
-                rows = worth_a_step(doubtful, unknown, settled).nonzero().squeeze(1)
+                rested = index - latest > steps // PAUSE
+                rows = worth_a_step(doubtful, unknown, settled, rested).nonzero().squeeze(1)
             unknown[rows] = doubtful[rows]
         if len(rows):
             before, look_at = tokens[rows], unknown[rows]
@@ -84,9 +85,13 @@ def mask_predict(
             log_probs[rows] = torch.where(look_at, found_log_probs, log_probs[rows])
             settled[rows] = (tokens[rows] == before).flatten(1).all(1)
             taken[rows] += 1
+            latest[rows] = index
         history.append(Read(tokens.clone(), log_probs.clone()))
     return Prediction(tokens, log_probs, taken, history)
 
+
+#: Early exit skips this part of the K steps after one that changed nothing.
+PAUSE = 10
 
 #: Numbers of noise that are drawn at a time: of several steps where they are few, since drawing a few takes as long
 #: as drawing some thousands.
@@ -101,11 +106,11 @@ def noise_of_steps(key: Tensor, steps: int, length: int, dim: int) -> Iterator[T
         yield from gaussian(some, length, dim)
 
 
-def worth_a_step(doubtful: Tensor, unknown: Tensor, settled: Tensor) -> Tensor:
-    """(S,) True where ``doubtful`` positions (S, C, T) remain, unless they are as many as the last step's
-    ``unknown`` ones and it changed no token (``settled``)."""
+def worth_a_step(doubtful: Tensor, unknown: Tensor, settled: Tensor, rested: Tensor) -> Tensor:
+    """(S,) True where ``doubtful`` positions (S, C, T) remain.  Where the last step changed no token (``settled``),
+    they must be fewer than its ``unknown`` ones, and the sentence have ``rested`` since (S,)."""
     fewer = (doubtful.sum(-1) < unknown.sum(-1)).any(1)
-    return doubtful.flatten(1).any(1) & (fewer | ~settled)
+    return doubtful.flatten(1).any(1) & (~settled | (fewer & rested))
 
 
 def repeated(tokens: Tensor, log_probs: Tensor) -> Tensor:

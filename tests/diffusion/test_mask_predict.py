@@ -143,6 +143,16 @@ def test_early_exit_skips_looking_again_at_what_no_longer_changes():
     assert torch.equal(run.result.tokens, Run(steps=12, same_tokens=True).result.tokens)
 
 
+def test_early_exit_skips_a_tenth_of_the_steps_after_one_without_a_change():
+    def looked_at(steps):
+        run = Run(torch.ones(1, 1, 20, dtype=torch.bool), steps, key=KEY[:1, :1], same_tokens=True, early_exit=True)
+        return [int(t.sum()) for t in run.times]
+
+    assert looked_at(9) == [20, 17, 15, 13, 11, 8, 6, 4, 2]
+    assert looked_at(10) == [20, 18, 14, 10, 6, 2]
+    assert looked_at(20) == [20, 19, 16, 13, 10, 7, 4, 1]
+
+
 def test_early_exit_goes_on_with_what_changes():
     run = Run(steps=12, early_exit=True)
     assert run.result.steps.tolist() == [11] * S  # the twelfth looks at nothing
