@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf, open_dict
 
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
@@ -83,16 +84,29 @@ def not_saved(filename: str, error: Exception) -> FastDiSSError:
 
 
 def _loading(stock):
-    """Say in one line why a file is no checkpoint."""
+    """Say in one line why a file is no checkpoint, and let options be overridden that an older one does not know."""
 
-    def load(path, *args, **kwargs):
+    def load(path, arg_overrides=None, *args, **kwargs):
         _verify_bundle(path)
         try:
-            return stock(path, *args, **kwargs)
+            state = stock(path, arg_overrides, *args, **kwargs)
         except UNREADABLE as error:
             raise FastDiSSError(f"{path} {fault(path) or foreign(error)}") from error
+        _add_decoding_options(state, arg_overrides or {})
+        return state
 
     return load
+
+
+def _add_decoding_options(state: dict, overrides: dict) -> None:
+    """Give a FastDiSS checkpoint the options of decoding that came after it: fairseq overrides none that is missing."""
+    from .generation.config import decoding_defaults
+
+    task = (state.get("cfg") or {}).get("task")
+    if OmegaConf.is_config(task) and task.get("_name") == "fastdiss":
+        with open_dict(task):
+            for name in set(decoding_defaults()) - set(task):
+                task[name] = overrides.get(name, decoding_defaults()[name])
 
 
 def _verify_bundle(path: str) -> None:

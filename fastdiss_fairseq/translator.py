@@ -70,10 +70,8 @@ class FastDiSS:
         unknown = sorted(set(options) - set(MODEL_OPTIONS))
         if unknown:
             raise FastDiSSError(f"unknown option: {', '.join(unknown)} (known: {', '.join(MODEL_OPTIONS)})")
-        overrides = {"data": str(folder), "eval_bleu": False, **bundle.task_options()}
+        overrides = {"data": str(folder), "eval_bleu": False, **bundle.task_options(), **options}
         models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(bundle.weights)], arg_overrides=overrides)
-        for name, value in options.items():  # fairseq overrides only what the bundle's version knew
-            setattr(task.cfg, name, value)
         if reranker is not None:
             if not Path(reranker).is_file():
                 raise FastDiSSError(f"no checkpoint {reranker}")

@@ -382,5 +382,5 @@ def test_continuous_models_do_not_know_how_tokens_jump():
 def test_int8_linear_layers_reach_the_model_that_decodes():
     net = flow_model(step_aware=True)
     built = task(decoding_int8=True).build_generator([net], Namespace(decoding_steps=2))
-    assert not any(isinstance(m, torch.nn.Linear) for m in net.teacher.denoiser.layers.modules())
     assert len(built.generate([net], batch(SOURCES))) == len(SOURCES)
+    assert not any(isinstance(m, torch.nn.Linear) for m in net.teacher.denoiser.layers.modules())

@@ -35,6 +35,11 @@ def generate(sources, net=NET, steps=None, **options):
     return generator(net, **options).generate([net], batch(sources), decoding_steps=steps)
 
 
+def deployed(net, **options):
+    """What a model says that is changed for decoding."""
+    return task(**options).build_generator([net], Namespace(decoding_steps=2)).generate([net], batch(SOURCES))
+
+
 def words(hypotheses):
     return [[hypothesis["tokens"].tolist() for hypothesis in sentence] for sentence in hypotheses]
 
@@ -156,9 +161,8 @@ def test_steps_of_a_call_are_checked(steps):
 def test_int8_linear_layers_change_little():
     net = model(seed=3)
     exact = generate(SOURCES, net=net, decoding_steps=2)
-    built = task(decoding_int8=True).build_generator([net], Namespace(decoding_steps=2))
+    found = deployed(net, decoding_int8=True)
     assert not any(isinstance(m, torch.nn.Linear) for m in net.denoiser.layers.modules())
-    found = built.generate([net], batch(SOURCES))
     scores = [[float(s[0]["score"]) for s in hypotheses] for hypotheses in (exact, found)]
     assert scores[0] != scores[1]
     alike = sum(abs(a - b) < 0.1 for a, b in zip(*scores))
@@ -168,7 +172,7 @@ def test_int8_linear_layers_change_little():
 def test_bfloat16_weights_change_little():
     net = model(seed=3)
     exact = generate(SOURCES, net=model(seed=3), decoding_steps=2)
-    found = task(decoding_bf16=True).build_generator([net], Namespace(decoding_steps=2)).generate([net], batch(SOURCES))
+    found = deployed(net, decoding_bf16=True)
     assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
     scores = [[float(s[0]["score"]) for s in hypotheses] for hypotheses in (exact, found)]
     assert scores[0] != scores[1]
@@ -200,7 +204,7 @@ def test_what_changes_the_model_is_no_option_of_a_request():
 
 def test_int8_is_refused_in_half_precision():
     with pytest.raises(FastDiSSError, match="needs a CPU and float32"):
-        task(decoding_int8=True).build_generator([model().half()], Namespace())
+        deployed(model().half(), decoding_int8=True)
 
 
 def test_int8_is_refused_in_training():
@@ -506,9 +510,9 @@ def test_onnx_runtime_says_the_same(options):
 def test_onnx_runtime_refuses_what_it_cannot_do(monkeypatch):
     pytest.importorskip("onnxruntime")
     with pytest.raises(FastDiSSError, match="needs a CPU and float32"):
-        task(decoding_onnx=True).build_generator([model().half()], Namespace())
+        deployed(model().half(), decoding_onnx=True)
     with pytest.raises(FastDiSSError, match="--decoding-onnx excludes --decoding-bf16"):
         task(decoding_onnx=True, decoding_bf16=True).build_generator([NET], Namespace())
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(FastDiSSError, match="pip install onnx onnxruntime"):
-        task(decoding_onnx=True).build_generator([model()], Namespace())
+        deployed(model(), decoding_onnx=True)

@@ -113,6 +113,17 @@ def test_decoding_options_are_the_codes_defaults_not_those_of_the_training(model
     assert model.translate(SENTENCES) == model.translate(SENTENCES, decoding_solver="mask_predict")
 
 
+@pytest.mark.parametrize("training", [{}, {"eval_bleu": True}], ids=str)
+def test_the_hub_changes_the_model_for_decoding(model, training):
+    """Also where the bundle is older than the option, and where the task makes a generator before the weights come."""
+    pytest.importorskip("onnxruntime")
+    from fastdiss_fairseq.models.fastdiss import FastDiSSModel
+
+    hub = FastDiSSModel.from_pretrained(str(BUNDLE), decoding_onnx=True, **training)
+    assert hub.translate(SENTENCES, decoding_steps=2) == model.translate(SENTENCES, steps=2)
+    assert hub.models[0].runtime is not None
+
+
 def test_the_hub_verifies_a_bundle_too(tmp_path):
     from fastdiss_fairseq.models.fastdiss import FastDiSSModel
 

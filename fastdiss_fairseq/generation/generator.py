@@ -15,6 +15,7 @@ from . import continuous, discrete
 from .candidates import Candidates, Special
 from .choice import autoregressive_score, mbr, mean_log_probability
 from .config import Decoding, positive
+from .deployment import Deployment
 
 
 #: How the models of each family make candidates.
@@ -27,12 +28,13 @@ class FastDiSSGenerator:
     Args:
         dictionary: the target dictionary.
         decoding: the resolved options.
+        deployment: how models are changed before they decode for the first time.
 
     ``eos`` and ``pad`` are token ids; fairseq's commands read ``eos``.
     """
 
-    def __init__(self, dictionary, decoding: Decoding):
-        self.decoding = decoding
+    def __init__(self, dictionary, decoding: Decoding, deployment: Deployment = Deployment()):
+        self.decoding, self.deployment = decoding, deployment
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
         self.special = Special.of(dictionary)
         self.symbols_to_strip_from_output = {self.eos}
@@ -54,7 +56,7 @@ class FastDiSSGenerator:
             ``positional_scores`` after each step.
 
         Raises:
-            FastDiSSError: K < 1, a prefix or constraints, or a reranker missing.
+            FastDiSSError: K < 1, a prefix or constraints, or what the deployment asks of a model that cannot do it.
         """
         if prefix_tokens is not None or constraints is not None:
             raise FastDiSSError("FastDiSS decodes without --prefix-size and --constraints")
@@ -71,6 +73,7 @@ class FastDiSSGenerator:
     def decode(self, model: FewStepModel, src_tokens: Tensor, decoding: Decoding) -> Candidates:
         """All candidates of a batch of sources (S, L)."""
         model = model.deployed
+        self.deployment.prepare(model, self.special)
         source = model.encode(src_tokens)
         key, mask = self._layout(model, src_tokens, source, decoding)
         family = next(kind for kind in DECODERS if isinstance(model, kind))

@@ -43,6 +43,7 @@ class FewStepModel(BaseFairseqModel):
         self.cfg, self.padding_idx = cfg, target_dictionary.pad()
         self.num_updates = 0
         self.runtime: Optional[OnnxRuntime] = None  # evaluates the networks in the place of torch
+        self.deployment = None  # how it was changed for decoding
         checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
         self.register_buffer("dictionary_versions", torch.tensor(checksums))  # fairseq's EMA leaves "version"s alone
         self.embedding = LatentEmbedding(len(target_dictionary), cfg.latent_dim)

@@ -15,9 +15,8 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..compat import FastDiSSError, before_loading
-from ..generation.candidates import Special
 from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve
-from ..generation.deployment import flag, prepare
+from ..generation.deployment import Deployment, flag
 from ..generation.generator import FastDiSSGenerator, check_models
 from ..models.base import FewStepModel, check_weights
 from ..models.config import ARCHITECTURES, option
@@ -126,8 +125,7 @@ class FastDiSSTask(TranslationTask):
         check_models(models[:1], "score")
         decoding = resolve(self.cfg, args, models[0].process)
         check_models(models, decoding.choice)
-        prepare(models[0].deployed, self.cfg, Special.of(self.target_dictionary))
-        return FastDiSSGenerator(self.target_dictionary, decoding)
+        return FastDiSSGenerator(self.target_dictionary, decoding, Deployment.of(self.cfg))
 
     def build_tokenizer(self, args):
         self.text_tokenizer = super().build_tokenizer(args)

@@ -33,7 +33,7 @@ from ..compat import FastDiSSError
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
 from ..generation.candidates import Special
 from ..generation.config import MODEL_OPTIONS
-from ..generation.deployment import prepare
+from ..generation.deployment import Deployment
 from ..models.fsdfm import FSDFMModel
 from ..modules.reference import ReferenceDenoiser
 from .ablate import SYSTEMS
@@ -123,8 +123,7 @@ def decoders(args) -> List[Contender]:
     paths = {"fast": model, "reference": on_reference_path(model)}
     for name in args.variants:
         paths[name] = copy.deepcopy(model)
-        chosen = Namespace(**{option: option == f"decoding_{name}" for option in MODEL_OPTIONS})
-        prepare(paths[name], chosen, Special.of(task.target_dictionary))
+        Deployment(**{f"decoding_{name}": True}).prepare(paths[name], Special.of(task.target_dictionary))
     found = []
     for steps, candidates, path in itertools.product(args.steps, args.candidates, paths):
         if path != "reference" or steps == 5:
