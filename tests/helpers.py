@@ -76,11 +76,11 @@ def flow_model(for_task=None, seed=0, arch="fsdfm_tiny", **options) -> FSDFMMode
 
 
 def flow_criterion(for_task=None, **options) -> FSDFMLoss:
-    return FSDFMLoss.build_criterion(FSDFMLossConfig(seed=1, **options), for_task or task())
+    return FSDFMLoss.build_criterion(FSDFMLossConfig(seed=1, **{"sentence_avg": False, **options}), for_task or task())
 
 
 def criterion(for_task=None, **options) -> FastDiSSLoss:
-    cfg = FastDiSSLossConfig(seed=1, max_update=1000)
+    cfg = FastDiSSLossConfig(seed=1, max_update=1000, sentence_avg=False)
     for name, value in options.items():
         assert hasattr(cfg, name), name
         setattr(cfg, name, value)

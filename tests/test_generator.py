@@ -396,14 +396,15 @@ def test_early_exit_reports_the_steps_of_each_sentence():
     assert 0 < stopped
 
 
-def test_early_exit_of_mask_predict_is_each_sentences_own():
-    options = dict(decoding_steps=30, early_exit=True, decoding_solver="mask_predict", retain_iter_history=True)
+@pytest.mark.parametrize("solver", ["mask_predict", "ddim"])
+def test_early_exit_is_each_sentences_own(solver):
+    options = dict(decoding_steps=30, early_exit=True, decoding_solver=solver, retain_iter_history=True)
     together = generate(SOURCES, **options)
     assert min(sentence[0]["steps"] for sentence in together) < 30
     for source, sentence in zip(SOURCES, together):
         alone = generate([source], **options)[0][0]
         assert alone["steps"] == sentence[0]["steps"] and torch.equal(alone["tokens"], sentence[0]["tokens"])
-        assert len(sentence[0]["history"]) == 30
+        assert len(sentence[0]["history"]) == sentence[0]["steps"]
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -485,6 +486,17 @@ def test_what_passes_by_is_not_kept():
         del dataset, batches
     gc.collect()
     assert [reference() for reference in kept] == [None] * 3
+
+
+def test_an_over_long_sentence_leaves_the_others_batches_as_they_are():
+    built = task()
+    dataset = built.build_dataset_for_inference([torch.tensor(source) for source in SOURCES], list(map(len, SOURCES)))
+    built.datasets["valid"] = dataset
+    dataset.src_sizes[3] = 5000  # as if the file had such a sentence
+    built._count_what_is_read(dataset)
+    batches = list(built.get_batch_iterator(dataset, max_tokens=50).next_epoch_itr(shuffle=False))
+    assert sum(len(one["id"]) for one in batches) == len(dataset)
+    assert all(len(one["id"]) * int(dataset.src_sizes[one["id"]].max()) <= 64 for one in batches)
 
 
 @pytest.mark.parametrize(

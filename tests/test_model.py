@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from helpers import batch, criterion, model, model_config, sentences, task
+from helpers import batch, criterion, flow_criterion, flow_model, model, model_config, pad, sentences, task
 
 from fastdiss_fairseq.compat import FastDiSSError, before_loading
 from fastdiss_fairseq.diffusion.noise import fold
@@ -296,6 +296,34 @@ def test_the_network_sees_scaled_inputs(per_token, monkeypatch):
         z = net.process.diffuse(z_0, t, noise)
         net.denoise(z, t, torch.zeros_like(z_0), None, None)
         assert torch.allclose(seen[-1], z * net.process.input_scale(torch.tensor(time)))
+
+
+@pytest.mark.parametrize("make, net", [(criterion, model), (flow_criterion, flow_model)])
+def test_sentence_avg_divides_by_sentences(make, net):
+    sizes = [make(sentence_avg=flag)(net(), batch(SOURCES, TARGETS))[1:] for flag in (False, True)]
+    assert [int(size) for size, _ in sizes] == [sum(map(len, TARGETS)), len(TARGETS)]
+    assert all(int(logs["sample_size"]) == int(size) for size, logs in sizes)
+
+
+def test_weights_cast_without_gradients_are_not_used_with_them():
+    """``--amp`` has autocast around the whole step."""
+    net, loss = model().train(), criterion(mans_start=0.0, self_conditioning_prob=1.0)
+    net.set_num_updates(900)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss(net, batch(SOURCES, TARGETS))[0].backward()
+    assert not [name for name, weight in net.named_parameters() if weight.grad is None]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sources_are_cut_behind_whatever_the_side_of_padding(side):
+    net, limit = model(), 64
+    tokens = pad([[5] * 100, [7, 8, 9, 2]])
+    if side == "left":
+        tokens = tokens.flip(1)
+        tokens[1, -4:] = torch.tensor([7, 8, 9, 2])
+    together, alone = net.encode(tokens), net.encode(torch.tensor([[7, 8, 9, 2]]))
+    assert together.lengths.tolist() == [limit, 4]
+    assert torch.allclose(together.length_logits[1], alone.length_logits[0], atol=1e-5)
 
 
 def test_over_long_sentences_are_cut():

@@ -69,6 +69,7 @@ class FastDiSSLossConfig(FairseqDataclass):
         False, f"log losses, accuracy and what MANS does in {NOISE_LEVELS} bins of t (scripts/plot_noise_levels.py)"
     )
     seed: int = II("common.seed")
+    sentence_avg: bool = II("optimization.sentence_avg")
     max_update: int = II("optimization.max_update")
 
 
@@ -108,7 +109,8 @@ class FastDiSSLoss(FairseqCriterion):
         )
 
     def forward(self, model, sample, reduce=True):
-        """Returns the summed loss, the number of target tokens it is to be divided by, and logs."""
+        """Returns the summed loss, what it is to be divided by (target tokens; with --sentence-avg sentences), and
+        logs."""
         limit = model.max_positions()[1]
         target = cut(sample["target"], limit)
         mask = target.ne(self.padding_idx)
@@ -126,8 +128,9 @@ class FastDiSSLoss(FairseqCriterion):
         logs.update(self.statistics(output, mask))
         if self.cfg.log_noise_levels:
             logs.update(self.by_noise_level(output, mask, each))
-        logs.update(loss=loss.detach(), ntokens=tokens, sample_size=tokens, nsentences=len(target))
-        return loss, tokens, logs
+        size = len(target) if self.cfg.sentence_avg else tokens
+        logs.update(loss=loss.detach(), ntokens=tokens, sample_size=size, nsentences=len(target))
+        return loss, size, logs
 
     @staticmethod
     def losses_of_tokens(output) -> Dict[str, Tensor]:

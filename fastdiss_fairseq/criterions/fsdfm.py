@@ -31,6 +31,7 @@ class FSDFMLossConfig(FairseqDataclass):
     )
     length_loss_factor: float = option(0.1, "weight of the length loss")
     seed: int = II("common.seed")
+    sentence_avg: bool = II("optimization.sentence_avg")
 
 
 @register_criterion("fsdfm_loss", dataclass=FSDFMLossConfig)
@@ -57,7 +58,8 @@ class FSDFMLoss(FairseqCriterion):
         )
 
     def forward(self, model, sample, reduce=True):
-        """Returns the summed loss, the number of target tokens it is to be divided by, and logs."""
+        """Returns the summed loss, what it is to be divided by (target tokens; with --sentence-avg sentences), and
+        logs."""
         target = cut(sample["target"], model.max_positions()[1])
         net = model if model.training else model.deployed
         output = net(sample["net_input"]["src_tokens"], target, self.plan(sample["id"], net))
@@ -71,8 +73,9 @@ class FSDFMLoss(FairseqCriterion):
         tokens = mask.sum()
         logs = {name: value.detach() for name, value in losses.items()}
         logs.update(self.statistics(output))
-        logs.update(loss=loss.detach(), ntokens=tokens, sample_size=tokens, nsentences=len(target))
-        return loss, tokens, logs
+        size = len(target) if self.cfg.sentence_avg else tokens
+        logs.update(loss=loss.detach(), ntokens=tokens, sample_size=size, nsentences=len(target))
+        return loss, size, logs
 
     @staticmethod
     @torch.no_grad()

@@ -17,7 +17,7 @@ from .sampling import Read, Sampler
 
 class Prediction(NamedTuple):
     """``tokens`` and their ``log_probs`` (S, C, T), each from the step that predicted it last; ``steps``
-    (S,) taken; ``history``: what stood after each step."""
+    (S,) taken; ``history``: what stood after each step, where it was asked for."""
 
     tokens: Tensor
     log_probs: Tensor
@@ -35,6 +35,7 @@ def mask_predict(
     steps: int,
     sampler: Sampler,
     early_exit: bool = False,
+    watched: bool = False,
 ) -> Prediction:
     """Decode S sentences with C candidates each in K evaluations of the network.
 
@@ -48,8 +49,9 @@ def mask_predict(
         mask: (S, C, T), True at real positions.
         dim: D.
         sampler: of which the trained process, the temperature and the self-conditioning count.
-        early_exit: once a step changed none of a sentence's tokens, in no candidate, it skips the next K / 10 steps
+        early_exit: once a step changed none of a sentence's tokens, in no candidate, it skips the next K / 20 steps
             (rounded down), and others that would look at no fewer positions.
+        watched: keep a history.
     """
     shape, start, end = (mask.size(2), dim), *torch.tensor([0.0, 1.0], device=mask.device)
     noise_scale = sampler.trained.sigma(end) * sampler.temperature
@@ -86,12 +88,13 @@ def mask_predict(
             settled[rows] = (tokens[rows] == before).flatten(1).all(1)
             taken[rows] += 1
             latest[rows] = index
-        history.append(Read(tokens.clone(), log_probs.clone()))
+        if watched:
+            history.append(Read(tokens.clone(), log_probs.clone(), rows))
     return Prediction(tokens, log_probs, taken, history)
 
 
 #: Early exit skips this part of the K steps after one that changed nothing.
-PAUSE = 10
+PAUSE = 20
 
 #: Numbers of noise that are drawn at a time: of several steps where they are few, since drawing a few takes as long
 #: as drawing some thousands.

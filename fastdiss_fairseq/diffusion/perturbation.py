@@ -68,10 +68,19 @@ class Perturbation:
         return COUPLINGS[self.coupling](z_0, z_t, t, later, noise, process)
 
     def estimate(
-        self, denoise: Denoise, z_0: Tensor, z_t: Tensor, times: Times, key: Tensor, process: Process
+        self,
+        denoise: Denoise,
+        z_0: Tensor,
+        z_t: Tensor,
+        times: Times,
+        key: Tensor,
+        process: Process,
+        refine: Callable[[Tensor], Tensor] = lambda estimate: estimate,
     ) -> Tuple[Tensor, Tensor]:
         """The self-conditioning estimate for z_t, as decoding with few steps would have it.
 
+        Args:
+            refine: what self-conditioning gets of an estimate; applied between two hops, not to the result.
         Returns:
             the estimate (B, T, D), and t' (the shape of ``times.tokens``).
         """
@@ -79,7 +88,7 @@ class Perturbation:
         condition = torch.zeros_like(z_t)
         if self.hops == 2:
             latest, z_latest = self._noisier(2, z_0, z_later, later, key, process)
-            condition = denoise(z_latest, latest.tokens, condition)
+            condition = refine(denoise(z_latest, latest.tokens, condition)).to(z_t.dtype)
         return denoise(z_later, later.tokens, condition), later.tokens
 
     def _noisier(self, hop: int, z_0, z_t, times: Times, key, process) -> Tuple[Times, Tensor]:

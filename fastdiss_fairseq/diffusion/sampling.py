@@ -76,10 +76,12 @@ class Sampler:
 
 
 class Read(NamedTuple):
-    """What stands after a step: ``tokens`` and their ``log_probs`` (S, C, T)."""
+    """What stands after a step: ``tokens`` and their ``log_probs`` (S, C, T).  In a history also ``rows``, the
+    sentences that took the step (None: all)."""
 
     tokens: Tensor
     log_probs: Tensor
+    rows: Optional[Tensor] = None
 
 
 class Sample(NamedTuple):
@@ -127,7 +129,7 @@ def sample(
         keep = None
         if read is not None:
             before, now = now, _update(now, rows, Read(*read(estimate, rows)))
-            history.append(now)
+            history.append(now._replace(rows=rows))
             if early_exit and before is not None:
                 keep = (now.tokens[rows] != before.tokens[rows]).flatten(1).any(1)
         if index + 1 == steps or (keep is not None and not keep.any()):
@@ -154,4 +156,4 @@ def _update(before: Optional[Read], rows: Tensor, new: Read) -> Read:
     """What stands in all sentences after a step in which only ``rows`` moved."""
     if before is None:
         return new
-    return Read(*(old.index_copy(0, rows, part) for old, part in zip(before, new)))
+    return Read(*(old.index_copy(0, rows, part) for old, part in zip(before[:2], new[:2])))

@@ -76,7 +76,7 @@ def training_pass(
     if plan.beta > 1:
         with torch.no_grad():
             first = denoise(z_t, t, torch.zeros_like(z_t), None)
-            moved = is_correct(first) & (t > 0)  # known tokens stay known
+            moved = is_correct(first) & (t > 0) & (t < 1)  # what is known, or unknown, stays so
             token_t = token_times(t, moved, plan.beta)
             times = times._replace(tokens=token_t)
         z_t = process.diffuse(z_0, token_t, noise)
@@ -102,6 +102,7 @@ def _self_condition(denoise, z_0, z_t, times, conditioned, first, plan, process,
             times.select(rows),
             plan.key[rows],
             process,
+            lambda estimate: refine(estimate, rows),
         )
         later = t.index_copy(0, rows, made_at)
     elif first is not None:

@@ -10,7 +10,7 @@ from ..diffusion.sampling import Read
 
 class Candidates(NamedTuple):
     """Decoded candidates of S sentences: ``tokens``, ``log_probs`` and ``mask`` (S, C, T),
-    ``steps`` (S,) and ``history``, what stood after each step."""
+    ``steps`` (S,) network evaluations, and ``history``, what stood after each step."""
 
     tokens: Tensor
     log_probs: Tensor

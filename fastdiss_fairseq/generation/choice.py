@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 MAX_ORDER = 4
+#: Tokens whose log-probabilities over the whole vocabulary a reranker holds together.
+SCORED_AT_ONCE = 4096
 
 
 def mean_log_probability(log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -88,7 +90,10 @@ def autoregressive_score(model, src_tokens: Tensor, tokens: Tensor, mask: Tensor
     lengths = src_tokens.ne(pad).sum(1)
     encoded = model.encoder.forward_torchscript({"src_tokens": src_tokens, "src_lengths": lengths})
     rows = torch.arange(sentences, device=tokens.device).repeat_interleave(candidates)
-    encoded = model.encoder.reorder_encoder_out(encoded, rows)
-    log_probs = model.get_normalized_probs(model.decoder(previous, encoder_out=encoded), log_probs=True)
-    chosen = log_probs.float().gather(2, output.unsqueeze(2)).view(sentences, candidates, width)
+    chosen = []
+    for some in torch.arange(len(rows), device=rows.device).split(max(1, SCORED_AT_ONCE // width)):
+        its_source = model.encoder.reorder_encoder_out(encoded, rows[some])
+        log_probs = model.get_normalized_probs(model.decoder(previous[some], encoder_out=its_source), log_probs=True)
+        chosen.append(log_probs.float().gather(2, output[some].unsqueeze(2)).squeeze(2))
+    chosen = torch.cat(chosen).view(sentences, candidates, width)
     return mean_log_probability(chosen.masked_fill(~mask, 0), mask)

@@ -38,7 +38,7 @@ def decode(
     steps, sampler, early_exit = decoding.steps, decoding.sampler, decoding.early_exit
     if sampler.solver == MASK_PREDICT:
         tokens, log_probs, taken, history = mask_predict(
-            denoise, read_at, model.embedding, key, mask, shape[1], steps, sampler, early_exit
+            denoise, read_at, model.embedding, key, mask, shape[1], steps, sampler, early_exit, decoding.history
         )
     else:
         watched = read_all if decoding.history or early_exit else None

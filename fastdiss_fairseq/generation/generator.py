@@ -53,7 +53,7 @@ class FastDiSSGenerator:
             for each sentence its candidates, best first: ``tokens`` (T,), ``score`` (by which it was
             chosen), ``positional_scores`` (T,) log-probabilities, ``steps`` (network evaluations),
             ``attention`` and ``alignment`` None, and where asked for ``history``, a list with ``tokens`` and
-            ``positional_scores`` after each step.
+            ``positional_scores`` after each step that the sentence took.
 
         Raises:
             FastDiSSError: K < 1, a prefix or constraints, or what the deployment asks of a model that cannot do it.
@@ -119,6 +119,7 @@ class FastDiSSGenerator:
             hypothesis["history"] = [
                 {"tokens": step.tokens[i, j][real], "positional_scores": step.log_probs[i, j][real]}
                 for step in found.history
+                if step.rows is None or bool((step.rows == i).any())
             ]
         return hypothesis
 

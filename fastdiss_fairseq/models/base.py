@@ -149,7 +149,8 @@ class FewStepModel(BaseFairseqModel):
 
     def encode(self, src_tokens: Tensor) -> Source:
         """Encode (B, S) ids; sources longer than the model's positions are cut."""
-        src_tokens = cut(src_tokens, self.cfg.max_source_positions)
+        if src_tokens.size(1) > self.cfg.max_source_positions:
+            src_tokens = cut(pad_right(src_tokens, self.padding_idx), self.cfg.max_source_positions)
         mask = src_tokens.ne(self.padding_idx)
         if self.runtime is not None:
             logits, memory = self.runtime.encode(src_tokens)
@@ -170,6 +171,11 @@ class FewStepModel(BaseFairseqModel):
             return self.runtime.table
         table = self.embedding.table()
         return table.to(torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype)
+
+
+def pad_right(tokens: Tensor, padding_idx: int) -> Tensor:
+    """Tokens (B, S) with all padding behind them."""
+    return tokens.gather(1, tokens.eq(padding_idx).int().sort(dim=1, stable=True).indices)
 
 
 def cut(tokens: Tensor, limit: int) -> Tensor:

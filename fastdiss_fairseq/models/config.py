@@ -48,7 +48,7 @@ class ModelConfig(FairseqDataclass):
     activation_dropout: float = option(0.0, "dropout probability after the feed-forward activation")
     max_length_offset: int = option(256, "predicted target lengths differ from the source's by at most this")
     autocast: ChoiceEnum(["none", "bf16"]) = option(
-        "none", "bf16: run the networks under bfloat16 autocast, parameters and losses stay float32"
+        "none", "bf16: networks and logits in bfloat16 by autocast; parameters and the sums of losses stay float32"
     )
     max_source_positions: int = II("task.max_source_positions")
     max_target_positions: int = II("task.max_target_positions")

@@ -84,6 +84,8 @@ class FastDiSSModel(FewStepModel):
         z_0, shared = self.embedding(target), self.denoiser.target(mask)
 
         def denoise(z, t, z_bar, rows):
+            if torch.is_grad_enabled():  # under --amp, torch before 2.10 keeps weights cast in passes without gradients
+                torch.clear_autocast_cache()
             if rows is None:
                 return self.denoise(z, t, z_bar, shared, source.memory)
             return self.denoise(z, t, z_bar, shared.select(rows), source.memory.select(rows))

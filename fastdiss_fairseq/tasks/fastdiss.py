@@ -69,9 +69,8 @@ class FastDiSSTask(TranslationTask):
         try:
             super().load_dataset(split, epoch, combine, **kwargs)
             dataset = self.datasets[split]
-            if dataset.supports_prefetch:  # which fairseq's trainer forgets
-                raise FastDiSSError(f"{self.cfg.data} is of fairseq before 0.9: add --dataset-impl lazy")
-            dataset[len(dataset) - 1]  # the first that files cut short lack
+            if not dataset.supports_prefetch:
+                dataset[len(dataset) - 1]  # the first that files cut short lack
         except FileNotFoundError:
             raise FastDiSSError(f"no split '{split}' ({pair}) in {self.cfg.data}") from None
         except (ValueError, IndexError, AssertionError, struct.error) as error:
@@ -79,6 +78,17 @@ class FastDiSSTask(TranslationTask):
                 f"split '{split}' ({pair}) in {self.cfg.data} is empty or damaged: make it again with "
                 f"fairseq-preprocess ({error})"
             ) from error
+        if dataset.supports_prefetch:  # which fairseq's trainer forgets
+            raise FastDiSSError(f"{self.cfg.data} is of fairseq before 0.9: add --dataset-impl lazy")
+        if split != self.cfg.train_subset:
+            self._count_what_is_read(dataset)
+
+    def _count_what_is_read(self, dataset) -> None:
+        """Let batches be made by the tokens that the model reads of each sentence, so that an over-long one, which it
+        cuts, takes no more room than another."""
+        dataset.src_sizes = dataset.src_sizes.clip(max=self.cfg.max_source_positions)
+        if dataset.tgt_sizes is not None:
+            dataset.tgt_sizes = dataset.tgt_sizes.clip(max=self.cfg.max_target_positions)
 
     def build_model(self, cfg, from_checkpoint=False):
         """Build a model, ours or a stock one (a reranker).

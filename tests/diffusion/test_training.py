@@ -230,8 +230,15 @@ def test_known_tokens_are_clean_and_mans_leaves_them_known(scp):
     assert torch.allclose(network.calls[-1][0][known], (PROCESS.alpha(torch.zeros(())) * Z_0 + noise)[known])
 
 
-@pytest.mark.parametrize("scp", [None, Perturbation()])
+@pytest.mark.parametrize("scp", [None, Perturbation(), Perturbation(hops=2)])
 def test_self_conditioning_gets_the_refined_estimate(scp):
     network, found = run(TrainingPlan(KEY, 0.5, scp), refine=lambda estimate, rows: torch.full_like(estimate, 7.0))
     z_bar = network.calls[-1][2]
     assert (z_bar[found.conditioned] == 7).all() and not z_bar[~found.conditioned].any()
+    first, *between = [call[2] for call in network.calls[:-1]]
+    assert not first.any() and all((condition == 7).all() for condition in between)
+
+
+def test_unknown_tokens_cannot_be_moved():
+    _, found = run(TrainingPlan(KEY, 0.5, None, 3.0, mixed_times=0.5), lambda z: torch.ones(z.shape[:2]).bool())
+    assert torch.equal(found.moved, found.token_t > found.t) and (found.t == 1).any() and found.moved.any()
