@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from helpers import batch, criterion, flow_criterion, flow_model, model, model_c
 from fastdiss_fairseq.compat import FastDiSSError, before_loading
 from fastdiss_fairseq.diffusion.noise import fold
 from fastdiss_fairseq.models.config import FASTDISS_ARCHITECTURES
-from fastdiss_fairseq.models.base import check_dictionary
+from fastdiss_fairseq.models.base import check_dictionary, check_weights
 from fastdiss_fairseq.models.fastdiss import FastDiSSModel
 
 OFF = dict(no_scp=True, no_mans=True)
@@ -52,6 +53,21 @@ def test_shared_embeddings_have_fewer_parameters_and_one_table():
     assert shared.encoder.embedding.latent is shared.embedding
     names = [name for name, _ in shared.named_parameters()]
     assert "embedding.weight" in names and not any("latent" in name for name in names)
+    copied = copy.deepcopy(shared)
+    assert copied.encoder.embedding.latent is copied.embedding
+
+
+@pytest.mark.parametrize("make", [model, partial(flow_model, step_aware=True)])
+def test_shared_embeddings_are_saved_under_one_name(make):
+    """fairseq's moving average would decay them twice otherwise; older checkpoints have two."""
+    net, other = make(share_all_embeddings=True), make(share_all_embeddings=True, seed=5)
+    state = net.state_dict()
+    assert set(dict(net.named_parameters())) == {name for name in state if "version" not in name}
+    for name in [name for name in state if name.endswith("embedding.weight")]:
+        state[name.replace("embedding.weight", "encoder.embedding.latent.weight")] = state[name]
+    before_loading(other, check_weights)
+    other.load_state_dict(state)
+    assert torch.equal(other.encoder.embedding.latent.weight, net.embedding.weight)
 
 
 def test_shared_embeddings_need_one_dictionary():

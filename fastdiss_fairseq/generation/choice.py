@@ -95,5 +95,5 @@ def autoregressive_score(model, src_tokens: Tensor, tokens: Tensor, mask: Tensor
         its_source = model.encoder.reorder_encoder_out(encoded, rows[some])
         log_probs = model.get_normalized_probs(model.decoder(previous[some], encoder_out=its_source), log_probs=True)
         chosen.append(log_probs.float().gather(2, output[some].unsqueeze(2)).squeeze(2))
-    chosen = torch.cat(chosen).view(sentences, candidates, width)
-    return mean_log_probability(chosen.masked_fill(~mask, 0), mask)
+    each = torch.cat(chosen).view(sentences, candidates, width)
+    return mean_log_probability(each.masked_fill(~mask, 0), mask)

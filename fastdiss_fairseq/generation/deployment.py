@@ -56,6 +56,9 @@ class Deployment:
         model.deployment = self
 
 
+UNCHANGED = Deployment()
+
+
 def flag(name: str) -> str:
     """An option's name on the command line."""
     return f"--{name.replace('_', '-')}"

@@ -41,5 +41,5 @@ def decode(
     found = sample(look, on_logits, keys, decoding.steps, decoding.sampler, decoding.history)
     history = [laid_out(*step) for step in found.history]
     taken = torch.full_like(key[:, 0], decoding.steps)
-    tokens, log_probs = laid_out(found.tokens, found.log_probs)
-    return Candidates(tokens, log_probs, mask, taken, history)
+    result = laid_out(found.tokens, found.log_probs)
+    return Candidates(result.tokens, result.log_probs, mask, taken, history)

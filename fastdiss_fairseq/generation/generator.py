@@ -15,7 +15,7 @@ from . import continuous, discrete
 from .candidates import Candidates, Special
 from .choice import autoregressive_score, mbr, mean_log_probability
 from .config import Decoding, positive
-from .deployment import Deployment
+from .deployment import UNCHANGED, Deployment
 
 
 #: How the models of each family make candidates.
@@ -33,7 +33,7 @@ class FastDiSSGenerator:
     ``eos`` and ``pad`` are token ids; fairseq's commands read ``eos``.
     """
 
-    def __init__(self, dictionary, decoding: Decoding, deployment: Deployment = Deployment()):
+    def __init__(self, dictionary, decoding: Decoding, deployment: Deployment = UNCHANGED):
         self.decoding, self.deployment = decoding, deployment
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
         self.special = Special.of(dictionary)

@@ -43,7 +43,7 @@ class FewStepModel(BaseFairseqModel):
         self.cfg, self.padding_idx = cfg, target_dictionary.pad()
         self.num_updates = 0
         self.runtime: Optional[OnnxRuntime] = None  # evaluates the networks in the place of torch
-        self.deployment = None  # how it was changed for decoding
+        self.deployment: Optional[object] = None  # how it was changed for decoding
         checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
         self.register_buffer("dictionary_versions", torch.tensor(checksums))  # fairseq's EMA leaves "version"s alone
         self.embedding = LatentEmbedding(len(target_dictionary), cfg.latent_dim)
@@ -220,6 +220,8 @@ def check_weights(model: torch.nn.Module, state_dict) -> None:
     check_dictionary(model, state_dict)
     if not isinstance(model, FewStepModel):
         return
+    for name in [name for name in state_dict if name.endswith("encoder.embedding.latent.weight")]:
+        del state_dict[name]  # a second name that older checkpoints have of the embedding
     own, saved = (
         {name: tuple(value.shape) for name, value in state.items()} for state in (model.state_dict(), state_dict)
     )

@@ -37,11 +37,14 @@ class LatentEmbedding(nn.Module):
 
 
 class ProjectedEmbedding(nn.Module):
-    """A shared latent table seen by the encoder: E followed by a linear map to the model width."""
+    """A shared latent table seen by the encoder: E followed by a linear map to the model width.
+
+    The table is no part of this module, but of the model: under a second name a moving average would decay it twice.
+    """
 
     def __init__(self, latent: LatentEmbedding, dim: int):
         super().__init__()
-        self.latent = latent
+        self.__dict__["latent"] = latent
         self.project = nn.Linear(latent.weight.size(1), dim)
 
     def forward(self, tokens: Tensor) -> Tensor:

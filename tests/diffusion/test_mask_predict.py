@@ -22,7 +22,9 @@ class Run:
     def __init__(self, mask=MASK, steps=4, sampler=SAMPLER, key=KEY, same_tokens=False, **options):
         self.mask, self.key, self.same_tokens = mask, key, same_tokens
         self.z, self.times, self.conditions, self.found, self.refined = [], [], [], [], 0
-        self.result = mask_predict(self.denoise, self.read, self.embed, key, mask, D, steps, sampler, watched=True, **options)
+        self.result = mask_predict(
+            self.denoise, self.read, self.embed, key, mask, D, steps, sampler, watched=True, **options
+        )
 
     def denoise(self, z, t, z_bar, rows):
         self.z.append(z), self.times.append(t), self.conditions.append(z_bar)
