@@ -94,7 +94,7 @@ class FastDiSS:
         Raises:
             FastDiSSError: an unknown option, or a value out of its range.
         """
-        found = self.search(sentences, steps, batch_size, retain_iter_history=return_steps, **options)
+        found = self.search(sentences, steps, batch_size, **{"retain_iter_history": return_steps, **options})
         return [[self._hypothesis(candidate) for candidate in candidates] for candidates in found]
 
     def search(self, sentences: Sequence[str], steps: int = 5, batch_size: int = 64, **options) -> List[List[Dict]]:
@@ -114,7 +114,8 @@ class FastDiSS:
         if isinstance(sentences, str):
             raise FastDiSSError("sentences must be a list of strings, not one string")
         request = Namespace(decoding_steps=steps, **options)
-        models = self.models if options.get("decoding_choice") == "ar" else self.models[:1]
+        rerank = options.get("decoding_choice") == "ar" or options.get("iter_decode_with_external_reranker")
+        models = self.models if rerank else self.models[:1]
         generator = self.task.build_generator(models, request)
         tokens = [self._encode(sentence) for sentence in sentences]
         dataset = self.task.build_dataset_for_inference(tokens, [len(ids) for ids in tokens])

@@ -59,6 +59,8 @@ def test_nothing_and_empty_lines(model):
         (SENTENCES, {"steps": 0}, "at least 1"),
         (SENTENCES, {"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         (SENTENCES, {"decoding_solver": "euler"}, "unknown solver 'euler'"),
+        (SENTENCES, {"decoding_temperature": "1"}, "decoding_temperature must be a number, not '1'"),
+        (SENTENCES, {"early_exit": "no"}, "early_exit must be True or False, not 'no'"),
     ],
 )
 def test_wrong_arguments(model, sentences, options, message):

@@ -1,5 +1,6 @@
 """The FastDiSS criterion: diffusion, rounding and length losses, with SCP and MANS."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Dict, List
 
@@ -20,6 +21,8 @@ from ..diffusion.training import TrainingPlan
 from ..models.base import cut
 from ..models.config import check_probability, option
 
+
+logger = logging.getLogger(__name__)
 
 #: Bins of equal width in t for ``--log-noise-levels``.
 NOISE_LEVELS = 10
@@ -85,6 +88,8 @@ class FastDiSSLoss(FairseqCriterion):
         try:
             self.scp = None if cfg.no_scp else perturbation_from(cfg)
             self.phases = None if cfg.no_mans else phases_from(cfg)
+            if self.phases:
+                logger.info(f"MANS: {self.phases}")
         except ValueError as error:
             raise FastDiSSError(str(error)) from None
 

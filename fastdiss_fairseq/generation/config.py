@@ -121,10 +121,10 @@ def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:
         trained: the process, or path, the model was trained on.
 
     Raises:
-        FastDiSSError: an unknown option in a Namespace, or a value out of its range.
+        FastDiSSError: an unknown option in a Namespace, or a value of another kind or out of its range.
     """
     if isinstance(request, Namespace):
-        _check_names(vars(request))
+        _check(vars(request))
     stock = GenerationConfig()
 
     def value(name):
@@ -205,8 +205,15 @@ def _known(kind: str, name: str, names: Sequence[str]) -> str:
     return name
 
 
-def _check_names(given) -> None:
+def _check(given: dict) -> None:
+    """Raise FastDiSSError where a request of Python or JSON has an unknown name, or a value of another kind."""
     known = {f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind)} - set(MODEL_OPTIONS)
     unknown = sorted(set(given) - known)
     if unknown:
         raise FastDiSSError(f"unknown generation option: {', '.join(unknown)}")
+    for field in fields(DecodingConfig):
+        value = given.get(field.name)
+        if field.type is bool and not isinstance(value, (bool, type(None))):
+            raise FastDiSSError(f"{field.name} must be True or False, not {value!r}")
+        if field.type == Optional[float] and not isinstance(value, (float, int, type(None))):
+            raise FastDiSSError(f"{field.name} must be a number, not {value!r}")

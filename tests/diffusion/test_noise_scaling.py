@@ -51,6 +51,7 @@ def test_scale_is_one_before_the_start():
 
 def test_fractions_of_max_update():
     table = PhaseTable((2, 3, 4), (0.5, 0.75), start=0.25, max_update=1000)
+    assert str(table) == "beta 2 from update 250 on, beta 3 from update 500 on, beta 4 from update 750 on"
     assert table(0) == 1
     assert scales_over(table, (250, 500, 750)) == [(1, 2), (2, 3), (3, 4)]
 
