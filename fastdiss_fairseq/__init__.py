@@ -4,7 +4,12 @@ Importing the package registers the task ``fastdiss``, the architectures ``fastd
 criterions ``fastdiss_loss`` and ``fsdfm_loss``; ``--user-dir fastdiss_fairseq`` does it on the command line.
 """
 
-from . import compat, safety
+import logging
+
+_root = logging.getLogger()
+_level, _handlers = _root.level, list(_root.handlers)
+
+from . import compat, safety  # noqa: E402
 
 compat.install_error_hook()
 compat.accept_any_bytes()
@@ -17,5 +22,8 @@ compat.name_all_paths(__path__)
 
 from . import criterions, models, tasks  # noqa: E402,F401  (registration)
 from .translator import FastDiSS  # noqa: E402,F401
+
+_root.setLevel(_level)  # a module of fairseq makes the root logger of whoever imports it print everything
+_root.handlers[:] = _handlers
 
 __version__ = "0.1.0"

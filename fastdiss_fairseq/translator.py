@@ -111,8 +111,11 @@ class FastDiSS:
         Raises:
             FastDiSSError: an unknown option, or a value out of its range.
         """
-        if isinstance(sentences, str):
-            raise FastDiSSError("sentences must be a list of strings, not one string")
+        wrong = [sentences] if isinstance(sentences, str) else [s for s in sentences or [] if not isinstance(s, str)]
+        if sentences is None or wrong:
+            raise FastDiSSError(f"sentences must be a list of strings, not {type((wrong or [None])[0]).__name__}")
+        if "decoding_steps" in options:
+            raise FastDiSSError("the number of steps is given as steps, not decoding_steps")
         request = Namespace(decoding_steps=steps, **options)
         rerank = options.get("decoding_choice") == "ar" or options.get("iter_decode_with_external_reranker")
         models = self.models if rerank else self.models[:1]

@@ -204,6 +204,8 @@ train $data --optimizer best                                           | invalid
 train $data --arch fastdiss_huge                                       | invalid choice
 train $data --arch transformer                                         | choose one by --arch
 train $data --criterion cross_entropy                                  | --criterion fastdiss_loss
+train $data --criterion fsdfm_loss                                     | --arch fsdfm_* with fsdfm_loss
+train $data --best-checkpoint-metric bleu                              | needs --eval-bleu
 train $data --task translation                                         | --task fastdiss
 train $data --eval-bleu --eval-bleu-args '{"decoding_step":3}'         | decoding_step
 train $data --eval-bleu --eval-bleu-args '{"decoding_steps":0}'        | at least 1

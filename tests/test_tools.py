@@ -423,6 +423,21 @@ def test_a_bundle_is_verified(bundle, tmp_path):
     assert_one_line_error(tool("export", check=False), "--verify BUNDLE")
 
 
+def test_words_in_pieces_need_their_codes(checkpoint, data, text, tmp_path):
+    """Else the bundle would read raw words as unknown and write pieces."""
+    copy, codes = tmp_path / "data", tmp_path / "bpe.txt"
+    shutil.copytree(data, copy)
+    for side in ("src", "tgt"):
+        file = copy / f"dict.{side}.txt"
+        file.write_text(file.read_text().replace("s1 ", "s1@@ "))
+    failed = tool("export", checkpoint, "--data", copy, "--output", tmp_path / "a", check=False)
+    assert_one_line_error(failed, f"no BPE codes {copy / 'codes'}, and the words come in pieces")
+    codes.write_text("#version: 0.2\n")
+    tool("export", checkpoint, "--data", copy, "--output", tmp_path / "b", "--codes", codes)
+    assert (tmp_path / "b" / "codes").read_text() == codes.read_text()
+    assert "all checksums agree" in tool("export", "--verify", tmp_path / "b").stdout
+
+
 # Benchmark
 
 

@@ -3,7 +3,7 @@
     pip install 'fastdiss-fairseq[serve]'
     python examples/serving/server.py models/multi30k_de_en --port 8000
 
-POST /translate {"sentences": ["..."], "steps": 5}; GET /health.  See README.md beside this file.
+POST /translate {"sentences": ["..."], "options": {"steps": 5}}; GET /health.  See README.md beside this file.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from typing import List, NamedTuple
 
 import uvicorn
 from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
 from fastdiss_fairseq import FastDiSS
 
 
-@checked(frozen=True)
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
 class Options:
     """How to decode; requests with equal options share batches."""
 
@@ -31,7 +31,7 @@ class Options:
     choice: str = Field("score", pattern="^(score|mbr)$")
 
 
-class Query(BaseModel):
+class Query(BaseModel, extra="forbid"):
     sentences: List[str] = Field(min_length=1, max_length=64)
     options: Options = Options()
 

@@ -20,6 +20,7 @@ from ..diffusion.perturbation import COUPLINGS, RULES, Perturbation
 from ..diffusion.training import TrainingPlan
 from ..models.base import cut
 from ..models.config import check_probability, option
+from ..models.fastdiss import FastDiSSModel
 
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class FastDiSSLossConfig(FairseqDataclass):
 @register_criterion("fastdiss_loss", dataclass=FastDiSSLossConfig)
 class FastDiSSLoss(FairseqCriterion):
     """L = L_diffusion + L_round + factor L_length, a mean over target tokens (method, section 1)."""
+
+    trains = FastDiSSModel
 
     def __init__(self, cfg: FastDiSSLossConfig, task):
         super().__init__(task)

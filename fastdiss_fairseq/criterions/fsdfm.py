@@ -17,6 +17,7 @@ from ..flow.teacher import TEACHERS
 from ..flow.training import FlowPlan
 from ..models.base import cut
 from ..models.config import option
+from ..models.fsdfm import FSDFMModel
 
 
 @dataclass
@@ -37,6 +38,8 @@ class FSDFMLossConfig(FairseqDataclass):
 @register_criterion("fsdfm_loss", dataclass=FSDFMLossConfig)
 class FSDFMLoss(FairseqCriterion):
     """L = L_flow + L_teacher + factor L_length, a mean over target tokens (method, section 7)."""
+
+    trains = FSDFMModel
 
     def __init__(self, cfg: FSDFMLossConfig, task):
         super().__init__(task)

@@ -56,7 +56,9 @@ class PhaseTable:
         return value * max_update
 
     def __str__(self) -> str:
-        return ", ".join(f"beta {scale:g} from update {start:g} on" for scale, start in zip(self.scales[1:], self.starts))
+        return ", ".join(
+            f"beta {scale:g} from update {start:g} on" for scale, start in zip(self.scales[1:], self.starts)
+        )
 
     def __call__(self, update: int) -> float:
         """beta at ``update`` (0 is the first)."""

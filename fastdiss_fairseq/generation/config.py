@@ -2,7 +2,8 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, fields
-from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
+from numbers import Integral
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Union
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
@@ -110,6 +111,10 @@ class Decoding:
     history: bool
     seed: int
 
+    def __str__(self):
+        candidates = f"{self.length_beam} lengths x {self.noise_beam} seeds, choice by {self.choice}"
+        return f"K = {self.steps}, {self.sampler.solver}, {candidates}"
+
 
 def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:
     """Join the task's options with a request.
@@ -154,6 +159,26 @@ def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:
     )
 
 
+#: What counts of fairseq's options of generation; others belong to beam search.
+COUNTING = (
+    *("iter_decode_max_iter", "iter_decode_with_beam", "iter_decode_force_max_iter"),
+    *("iter_decode_with_external_reranker", "retain_iter_history", "print_step", "nbest"),
+)
+
+
+def without_effect(task_cfg, request, decoding: Decoding) -> List[str]:
+    """Names of the options that were given, but change nothing of this decoding."""
+    stock = {f.name: f.default for f in fields(GenerationConfig) if f.name not in COUNTING}
+    found = [name for name, default in stock.items() if getattr(request, name, default) != default]
+    if (getattr(request, "nbest", None) or 1) > decoding.length_beam * decoding.noise_beam:
+        found.append("nbest")
+    if decoding.sampler.solver == MASK_PREDICT:
+        for name in ("decoding_noise_factor", "decoding_told_noise_factor"):
+            if getattr(request, name, getattr(task_cfg, name, None)) is not None:
+                found.append(name)
+    return found
+
+
 def continuous_sampler(trained: Process, value: Callable, given: Callable) -> Sampler:
     """FastDiSS' sampler; ``value(name)`` is an option, ``given(name, otherwise)`` one that may be None."""
     return Sampler(
@@ -194,9 +219,9 @@ FAMILIES = {Process: Family(continuous_sampler, ESTIMATES), Path: Family(flow_sa
 
 def positive(flag: str, value) -> int:
     """``value`` as an int of at least 1, or FastDiSSError naming ``flag``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise FastDiSSError(f"{flag} must be a whole number of at least 1, not {value!r}")
-    return value
+    return int(value)
 
 
 def _known(kind: str, name: str, names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..compat import FastDiSSError, before_loading
-from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve
+from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve, without_effect
 from ..generation.deployment import Deployment, flag
 from ..generation.generator import FastDiSSGenerator, check_models
 from ..models.base import FewStepModel, check_weights
@@ -36,11 +36,15 @@ class FastDiSSTaskConfig(TranslationConfig, DecodingConfig):
     cpu: bool = II("common.cpu")
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
 
 
 @register_task("fastdiss", dataclass=FastDiSSTaskConfig)
 class FastDiSSTask(TranslationTask):
     """Sequence-to-sequence with FastDiSS models on ``fairseq-preprocess``'s data."""
+
+    #: The kind of model that the command trains; None where it decodes one.
+    trained = None
 
     @classmethod
     def setup_task(cls, cfg: FastDiSSTaskConfig, **kwargs):
@@ -80,7 +84,7 @@ class FastDiSSTask(TranslationTask):
             ) from error
         if dataset.supports_prefetch:  # which fairseq's trainer forgets
             raise FastDiSSError(f"{self.cfg.data} is of fairseq before 0.9: add --dataset-impl lazy")
-        if split != self.cfg.train_subset:
+        if not self._is_training_set(dataset):
             self._count_what_is_read(dataset)
 
     def _count_what_is_read(self, dataset) -> None:
@@ -94,8 +98,8 @@ class FastDiSSTask(TranslationTask):
         """Build a model, ours or a stock one (a reranker).
 
         Raises:
-            FastDiSSError: training another model, with ``--fp16`` and no GPU or a moving average, or with
-                ``--decoding-int8``; or ``--eval-bleu-args`` that cannot be read.
+            FastDiSSError: training another model, with ``--fp16`` and no GPU or a moving average, with
+                ``--decoding-int8``, or for a BLEU that is not measured; or ``--eval-bleu-args`` that cannot be read.
         """
         for name in MODEL_OPTIONS:
             if getattr(self.cfg, name) and not from_checkpoint:
@@ -104,11 +108,15 @@ class FastDiSSTask(TranslationTask):
             raise FastDiSSError("training with --fp16 needs a GPU; for bfloat16 on a CPU use --autocast bf16")
         if self.cfg.fp16 and getattr(cfg, "step_aware", False) and not from_checkpoint:
             raise FastDiSSError("--fp16 is too coarse for the moving average of --step-aware: use --autocast bf16")
+        if self.cfg.best_checkpoint_metric == "bleu" and not self.cfg.eval_bleu and not from_checkpoint:
+            raise FastDiSSError("--best-checkpoint-metric bleu needs --eval-bleu")
         check_json(self.cfg)
         model = super().build_model(cfg, from_checkpoint)
         if not from_checkpoint and not isinstance(model, FewStepModel):
             raise FastDiSSError(f"--task fastdiss trains the models {', '.join(ARCHITECTURES)}: choose one by --arch")
-        if from_checkpoint and isinstance(model, FSDFMModel):
+        if not from_checkpoint:
+            self.trained = type(model)
+        elif isinstance(model, FSDFMModel):
             model.drop_teacher()
         before_loading(model, check_weights)
         return model
@@ -117,11 +125,15 @@ class FastDiSSTask(TranslationTask):
         """Build the criterion.
 
         Raises:
-            FastDiSSError: another criterion than ours.
+            FastDiSSError: another criterion than ours, or than the model's.
         """
         criterion = super().build_criterion(cfg, *others)
         if not hasattr(criterion, "plan"):
             raise FastDiSSError("--task fastdiss trains with --criterion fastdiss_loss or fsdfm_loss alone")
+        if self.trained is not None and not issubclass(self.trained, criterion.trains):
+            raise FastDiSSError(
+                "--arch fastdiss_* trains with --criterion fastdiss_loss, --arch fsdfm_* with fsdfm_loss"
+            )
         return criterion
 
     def optimizer_step(self, optimizer, model, update_num):
@@ -135,6 +147,10 @@ class FastDiSSTask(TranslationTask):
         check_models(models[:1], "score")
         decoding = resolve(self.cfg, args, models[0].process)
         check_models(models, decoding.choice)
+        logger.info(f"decoding: {decoding}")
+        ignored = without_effect(self.cfg, args, decoding)
+        if ignored:
+            logger.warning(f"no effect on this decoding: {', '.join(map(flag, ignored))}")
         return FastDiSSGenerator(self.target_dictionary, decoding, Deployment.of(self.cfg))
 
     def build_tokenizer(self, args):
@@ -168,6 +184,9 @@ class FastDiSSTask(TranslationTask):
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         limit = self.cfg.max_source_positions
+        long = sum(length > limit for length in src_lengths)
+        if long:
+            logger.warning(f"cut to --max-source-positions, {limit} tokens: {long} of {len(src_lengths)} sentences")
         src_tokens = [tokens[:limit] for tokens in src_tokens]
         src_lengths = [min(length, limit) for length in src_lengths]
         return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
@@ -217,7 +236,7 @@ class FastDiSSTask(TranslationTask):
         )
 
     def _is_training_set(self, dataset) -> bool:
-        return dataset is self.datasets.get(self.cfg.train_subset)
+        return self.trained is not None and dataset is self.datasets.get(self.cfg.train_subset)
 
 
 def readable(line: str, limit: int) -> str:

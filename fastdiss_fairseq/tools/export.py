@@ -35,6 +35,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("--data", type=Path, help="the data folder it was trained on: dictionaries and codes")
+    parser.add_argument(
+        "--codes", type=Path, help="subword-nmt's BPE codes (default: the file codes in the data folder)"
+    )
     parser.add_argument("--output", type=Path, help="folder to make, or NAME.zip")
     parser.add_argument("--float32", action="store_true", help="keep full precision")
     parser.add_argument("--verify", type=Path, metavar="BUNDLE", help="check the checksums of a bundle instead")
@@ -61,11 +64,12 @@ def slim(state: dict, half: bool) -> dict:
     return {**empty, **history, "cfg": OmegaConf.to_container(cfg), "model": weights}
 
 
-def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dict:
+def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes: Optional[Path] = None) -> dict:
     """Make the bundle; returns its description.
 
     Raises:
-        FastDiSSError: no such checkpoint, one of another model, or a data folder without dictionaries.
+        FastDiSSError: no such checkpoint, one of another model, a data folder without dictionaries, or words in pieces
+            without their codes.
     """
     if not checkpoint.is_file():
         raise FastDiSSError(f"no checkpoint {checkpoint}")
@@ -80,10 +84,15 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dic
     for file in files:
         if not file.is_file():
             raise FastDiSSError(f"no dictionary {file}")
-    files += [data / "codes"] if (data / "codes").is_file() else []
+    codes = codes or data / "codes"
+    if codes.is_file():
+        files.append(codes)
+    elif codes != data / "codes" or "@@ " in files[-1].read_text(encoding="utf-8"):
+        raise FastDiSSError(f"no BPE codes {codes}, and the words come in pieces: give subword-nmt's by --codes")
+    names = {file: "codes" if file == codes else file.name for file in files}
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+    for file, name in names.items():
+        shutil.copyfile(file, folder / name)
     torch.save(slim(state, half), folder / WEIGHTS)
     description = {
         "source_lang": languages[0],
@@ -93,16 +102,16 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True) -> dic
         "updates": state["optimizer_history"][-1]["num_updates"],
         "parameters": sum(value.numel() for value in averaged_weights(state["model"]).values()),
         "versions": versions(),
-        "sha256": {name: sha256(folder / name) for name in sorted([WEIGHTS, *(file.name for file in files)])},
+        "sha256": {name: sha256(folder / name) for name in sorted([WEIGHTS, *names.values()])},
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return description
 
 
-def export_file(checkpoint: Path, data: Path, file: Path, half: bool = True) -> dict:
+def export_file(checkpoint: Path, data: Path, file: Path, *how) -> dict:
     """:func:`export` into one zip archive, which appears when it is whole."""
     with tempfile.TemporaryDirectory() as folder:
-        description = export(checkpoint, data, Path(folder), half)
+        description = export(checkpoint, data, Path(folder), *how)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(file.name + ".part")
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -130,7 +139,7 @@ def main(arguments=None):
     if not (args.checkpoint and args.data and args.output):
         raise FastDiSSError("fastdiss-export takes CHECKPOINT --data FOLDER --output BUNDLE, or --verify BUNDLE")
     making = export_file if args.output.suffix == ".zip" else export
-    description = making(args.checkpoint, args.data, args.output, half=not args.float32)
+    description = making(args.checkpoint, args.data, args.output, not args.float32, args.codes)
     print(json.dumps(description, indent=1))
 
 

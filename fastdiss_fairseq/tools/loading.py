@@ -4,11 +4,18 @@ from pathlib import Path
 
 from fairseq import checkpoint_utils
 
+from ..bundle import Bundle
 from ..compat import FastDiSSError
 
 
+def weights_of(path):
+    """The checkpoint that a path stands for: its own, or that of a bundle's folder."""
+    return Bundle(path).weights if Bundle.is_at(path) else path
+
+
 def load(path, data, **overrides) -> tuple:
-    """The models, configuration and task of a checkpoint, ours or a stock one, for a data folder.
+    """The models, configuration and task of a checkpoint, ours or a stock one, or of a bundle's folder, for a data
+    folder.
 
     Args:
         overrides: options that differ from those of training.
@@ -16,6 +23,7 @@ def load(path, data, **overrides) -> tuple:
     Raises:
         FastDiSSError: no checkpoint, no data folder, or a dictionary that does not fit.
     """
+    path = weights_of(path)
     if not Path(path).is_file():
         raise FastDiSSError(f"no checkpoint {path}")
     if not Path(data).is_dir():

@@ -28,7 +28,7 @@ from ..generation.generator import check_models
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
-from .loading import load as load_for
+from .loading import load as load_for, weights_of
 from .records import Records, clock, device, device_name, peak_memory_mb, sha256, versions
 
 #: The settings of a cell, and the option of decoding that each is.
@@ -117,6 +117,7 @@ def load(path: str, args) -> Loaded:
     Raises:
         FastDiSSError: as the common loader, or the checkpoint of another model.
     """
+    path = weights_of(path)
     models, cfg, task = load_for(path, args.data, seed=args.seed)
     check_models(models, "score")
     models[0].to(device(args)).eval()
@@ -294,6 +295,8 @@ class Sweep:
             return
         found = batches(loaded.task, self.args)
         sentences = sum(len(batch["id"]) for batch in found)
+        if sentences != len(self.references):
+            raise FastDiSSError(f"{self.args.reference} has {len(self.references)} lines, the split {sentences}")
         with tqdm(total=sentences * len(missing), unit="sentence", desc=loaded.facts["system"]) as progress:
             for cell in missing:
                 record, text = measure(loaded, found, cell, self.args, self.references, progress)
