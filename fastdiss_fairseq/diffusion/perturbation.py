@@ -5,7 +5,7 @@ A rule is one function ``(t, key, scp, process) -> t'`` and one entry in :data:`
 
 The paper writes z'_t = alpha_t lambda_t z_0 + sigma_t sqrt(1 + gamma_t^2) eps.  Up to its scale that
 is a sample of the forward process at the t' with SNR(t') = SNR(t) lambda_t^2 / (1 + gamma_t^2), and
-choosing t' fixes both; see :func:`coefficients`.
+choosing t' fixes both: lambda_t = alpha_{t'} / alpha_t, 1 + gamma_t^2 = sigma_{t'}^2 / sigma_t^2 (method, section 3).
 """
 
 import math
@@ -96,13 +96,6 @@ class Perturbation:
         key = fold(key, "scp", hop)
         later = times.later(lambda t: self.later_time(t, key, process))
         return later, self.perturb(z_0, z_t, times.tokens, later.tokens, key, process)
-
-
-def coefficients(t: Tensor, later: Tensor, process: Process) -> Tuple[Tensor, Tensor]:
-    """(lambda_t, gamma_t) of the paper's formula for given t and t' (method, section 3)."""
-    shrink = process.alpha(later) / process.alpha(t)
-    growth = (process.sigma(later) / process.sigma(t)) ** 2
-    return shrink, (growth - 1).clamp(min=0).sqrt()
 
 
 def _budget(t: Tensor, key: Tensor, scp: Perturbation, process: Process) -> Tensor:

@@ -12,14 +12,10 @@ from torch import Tensor
 from .path import kappa, kappa_rate
 
 
-def cumulative_scalar(t: Tensor, h: Tensor) -> Tensor:
-    """alpha(t, h) = ln((1 - kappa_t) / (1 - kappa_{t+h})) / h: the mean of kappa' / (1 - kappa) over the step."""
-    return (torch.log1p(-kappa(t)) - torch.log1p(-kappa(t + h))) / h
-
-
 def cumulative(here: Tensor, t: Tensor, h: Tensor) -> Tensor:
     """Probability to leave a token that the prediction gives the probability ``here``: 1 - exp(-h alpha (1 - here)),
-    exact where the prediction does not change during the step."""
+    with alpha(t, h) = ln((1 - kappa_t) / (1 - kappa_{t+h})) / h, the mean of kappa' / (1 - kappa) over the step; exact
+    where the prediction does not change during the step."""
     remains = ((1 - kappa(t + h)) / (1 - kappa(t))).clamp(min=0)  # exp(-h alpha), 0 where the step ends at the data
     return 1 - remains.to(here.dtype) ** (1 - here)
 

@@ -184,7 +184,7 @@ def cut(tokens: Tensor, limit: int) -> Tensor:
 
 
 #: Options that count something.
-SIZES = (
+COUNTS = (
     "latent_dim",
     *(
         f"{side}_{name}"
@@ -202,7 +202,7 @@ def check_config(cfg, source_dictionary, target_dictionary) -> None:
         )
     for name in ("dropout", "attention_dropout", "activation_dropout"):
         check_probability(name, getattr(cfg, name))
-    for name in SIZES:
+    for name in COUNTS:
         if getattr(cfg, name) < 1:
             raise FastDiSSError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(cfg, name)}")
     for side in ("encoder", "decoder"):

@@ -77,10 +77,12 @@ def average(paths: List[Path], output: Path, last: int = 0, ema: bool = False) -
     for path in paths:
         if not path.is_file():
             raise FastDiSSError(f"no checkpoint {path}")
-    states = {path: load_checkpoint_to_cpu(str(path)) for path in paths}
-    chosen = sorted(states, key=lambda path: updates(states[path]))[-last:]
-    state = states[chosen[-1]]
-    state["model"] = mean([weights(states[path], path, ema) for path in chosen])
+    chosen = sorted(paths, key=lambda path: updates(load_checkpoint_to_cpu(str(path))))[-last:]
+    found = []
+    for path in chosen:  # one after the other: the optimizer's state is twice as large as the weights
+        state = load_checkpoint_to_cpu(str(path))
+        found.append(weights(state, path, ema))
+    state["model"] = mean(found)
     state["last_optimizer_state"] = None
     state["extra_state"].pop("ema", None)
     part = output.with_name(output.name + ".part")
