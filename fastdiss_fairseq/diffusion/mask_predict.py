@@ -5,6 +5,7 @@ Mask-predict (Ghazvininejad et al., 2019) with pure noise in the place of the ma
 trained on sentences of known and unknown tokens (:class:`fastdiss_fairseq.diffusion.times.Times`).
 """
 
+from dataclasses import dataclass
 from typing import Callable, Iterator, List, NamedTuple, Tuple
 
 import torch
@@ -25,10 +26,25 @@ class Prediction(NamedTuple):
     history: List[Read]
 
 
+@dataclass
+class Network:
+    """What a step needs of the model.
+
+    Attributes:
+        denoise: as in :func:`fastdiss_fairseq.diffusion.sampling.sample`, with t (S', C, T).
+        read: ``(estimate, rows, where, refine) -> tokens, log_probs, refined``, (S', C, T) and (S', C, T, D), which
+            count only ``where`` (S', C, T) is True: nearest tokens, and what self-conditioning gets; where ``refine``
+            is False, that will not be used.
+        embed: tokens -> z_0.
+    """
+
+    denoise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    read: Callable[[Tensor, Tensor, Tensor, bool], Tuple[Tensor, Tensor, Tensor]]
+    embed: Callable[[Tensor], Tensor]
+
+
 def mask_predict(
-    denoise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    read: Callable[[Tensor, Tensor, Tensor, bool], Tuple[Tensor, Tensor, Tensor]],
-    embed: Callable[[Tensor], Tensor],
+    network: Network,
     key: Tensor,
     mask: Tensor,
     dim: int,
@@ -40,11 +56,6 @@ def mask_predict(
     """Decode S sentences with C candidates each in K evaluations of the network.
 
     Args:
-        denoise: as in :func:`fastdiss_fairseq.diffusion.sampling.sample`, with t (S', C, T).
-        read: ``(estimate, rows, where, refine) -> tokens, log_probs, refined``, (S', C, T) and (S', C, T, D), which
-            count only ``where`` (S', C, T) is True: nearest tokens, and what self-conditioning gets; where ``refine``
-            is False, that will not be used.
-        embed: tokens -> z_0.
         key: (S, C) int64 noise keys.
         mask: (S, C, T), True at real positions.
         dim: D.
@@ -53,44 +64,70 @@ def mask_predict(
             (rounded down), and others that would look at no fewer positions.
         watched: keep a history.
     """
-    shape, start, end = (mask.size(2), dim), *torch.tensor([0.0, 1.0], device=mask.device)
-    noise_scale = sampler.trained.sigma(end) * sampler.temperature
-    tokens, log_probs = torch.zeros_like(mask, dtype=torch.long), torch.zeros_like(mask, dtype=torch.float)
-    unknown, z_bar, history = mask.clone(), torch.zeros(*mask.shape, dim, device=mask.device), []
-    rows = torch.arange(len(key), device=key.device)
-    taken, latest, settled = torch.zeros_like(rows), torch.zeros_like(rows), rows < 0
-
-    for index, noise in enumerate(noise_of_steps(key, steps, *shape)):
+    sentences, history = Sentences(mask, dim), []
+    for index, noise in enumerate(noise_of_steps(key, steps, mask.size(2), dim)):
         if index:
-            confidence = log_probs.masked_fill(repeated(tokens, log_probs), -float("inf"))
-            doubtful = least_confident(confidence, mask, steps - index, steps)
-            if early_exit:
-                rested = index - latest > steps // PAUSE
-                rows = worth_a_step(doubtful, unknown, settled, rested).nonzero().squeeze(1)
-            unknown[rows] = doubtful[rows]
-        if len(rows):
-            before, look_at = tokens[rows], unknown[rows]
-            known = embed(before)
-            z = torch.where(look_at.unsqueeze(-1), noise[rows] * noise_scale, known * sampler.trained.alpha(start))
-
-            def look(condition, refine):
-                estimate = denoise(z, look_at.to(z.dtype), condition, rows)
-                found, found_log_probs, refined = read(estimate, rows, look_at, refine)
-                return found, found_log_probs, torch.where(look_at.unsqueeze(-1), refined, known)
-
-            reuse = sampler.self_conditioning == "previous"
-            condition = z_bar[rows] if reuse else torch.zeros_like(z)
-            if sampler.self_conditioning == "recompute":
-                condition = look(condition, refine=True)[2]
-            found, found_log_probs, z_bar[rows] = look(condition, refine=reuse and index + 1 < steps)
-            tokens[rows] = torch.where(look_at, found, before)
-            log_probs[rows] = torch.where(look_at, found_log_probs, log_probs[rows])
-            settled[rows] = (tokens[rows] == before).flatten(1).all(1)
-            taken[rows] += 1
-            latest[rows] = index
+            sentences.doubt(index, steps, early_exit)
+        if len(sentences.rows):
+            sentences.predict(network, noise, sampler, index, index + 1 == steps)
         if watched:
-            history.append(Read(tokens.clone(), log_probs.clone(), rows))
-    return Prediction(tokens, log_probs, taken, history)
+            history.append(Read(sentences.tokens.clone(), sentences.log_probs.clone(), sentences.rows))
+    return Prediction(sentences.tokens, sentences.log_probs, sentences.taken, history)
+
+
+class Sentences:
+    """What stands in S sentences with C candidates each.
+
+    Attributes:
+        tokens, log_probs: (S, C, T), each from the step that predicted it last.
+        unknown: (S, C, T), True where the next step predicts anew.
+        z_bar: (S, C, T, D), the estimates for self-conditioning.
+        rows: the sentences that take the step.
+        taken: (S,) steps; ``latest``: (S,) the last of them; ``settled``: (S,) whether it changed no token.
+    """
+
+    def __init__(self, mask: Tensor, dim: int):
+        self.mask, self.unknown = mask, mask.clone()
+        self.tokens, self.log_probs = (
+            torch.zeros_like(mask, dtype=torch.long),
+            torch.zeros_like(mask, dtype=torch.float),
+        )
+        self.z_bar = torch.zeros(*mask.shape, dim, device=mask.device)
+        self.rows = torch.arange(len(mask), device=mask.device)
+        self.taken, self.latest, self.settled = torch.zeros_like(self.rows), torch.zeros_like(self.rows), self.rows < 0
+
+    def doubt(self, index: int, steps: int, early_exit: bool) -> None:
+        """Choose what step ``index`` predicts anew, and which sentences take it."""
+        confidence = self.log_probs.masked_fill(repeated(self.tokens, self.log_probs), -float("inf"))
+        doubtful = least_confident(confidence, self.mask, steps - index, steps)
+        if early_exit:
+            rested = index - self.latest > steps // PAUSE
+            self.rows = worth_a_step(doubtful, self.unknown, self.settled, rested).nonzero().squeeze(1)
+        self.unknown[self.rows] = doubtful[self.rows]
+
+    def predict(self, network: Network, noise: Tensor, sampler: Sampler, index: int, is_last: bool) -> None:
+        """Predict the unknown tokens, from ``noise`` (S, C, T, D) in their places."""
+        rows, before, unknown = self.rows, self.tokens[self.rows], self.unknown[self.rows]
+        start, end = torch.tensor([0.0, 1.0], device=noise.device)
+        noise = noise[rows] * (sampler.trained.sigma(end) * sampler.temperature)
+        known = network.embed(before)
+        z = torch.where(unknown.unsqueeze(-1), noise, known * sampler.trained.alpha(start))
+
+        def look(condition, refine):
+            estimate = network.denoise(z, unknown.to(z.dtype), condition, rows)
+            tokens, log_probs, refined = network.read(estimate, rows, unknown, refine)
+            return tokens, log_probs, torch.where(unknown.unsqueeze(-1), refined, known)
+
+        reuse = sampler.self_conditioning == "previous"
+        condition = self.z_bar[rows] if reuse else torch.zeros_like(z)
+        if sampler.self_conditioning == "recompute":
+            condition = look(condition, refine=True)[2]
+        tokens, log_probs, self.z_bar[rows] = look(condition, refine=reuse and not is_last)
+        self.tokens[rows] = torch.where(unknown, tokens, before)
+        self.log_probs[rows] = torch.where(unknown, log_probs, self.log_probs[rows])
+        self.settled[rows] = (self.tokens[rows] == before).flatten(1).all(1)
+        self.taken[rows] += 1
+        self.latest[rows] = index
 
 
 #: Early exit skips this part of the K steps after one that changed nothing.

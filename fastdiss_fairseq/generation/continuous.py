@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..diffusion.mask_predict import mask_predict
+from ..diffusion.mask_predict import Network, mask_predict
 from ..diffusion.sampling import MASK_PREDICT, sample
 from ..models.base import Source
 from ..models.fastdiss import FastDiSSModel
@@ -37,8 +37,9 @@ def decode(
 
     steps, sampler, early_exit = decoding.steps, decoding.sampler, decoding.early_exit
     if sampler.solver == MASK_PREDICT:
+        network = Network(denoise, read_at, model.embedding)
         tokens, log_probs, taken, history = mask_predict(
-            denoise, read_at, model.embedding, key, mask, shape[1], steps, sampler, early_exit, decoding.history
+            network, key, mask, shape[1], steps, sampler, early_exit, decoding.history
         )
     else:
         watched = read_all if decoding.history or early_exit else None

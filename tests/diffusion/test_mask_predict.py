@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastdiss_fairseq.diffusion.mask_predict import least_confident, mask_predict, repeated
+from fastdiss_fairseq.diffusion.mask_predict import Network, least_confident, mask_predict, repeated
 from fastdiss_fairseq.diffusion.noise import fold, uniform
 from fastdiss_fairseq.diffusion.process import Process
 from fastdiss_fairseq.diffusion.sampling import Sampler
@@ -22,9 +22,8 @@ class Run:
     def __init__(self, mask=MASK, steps=4, sampler=SAMPLER, key=KEY, same_tokens=False, **options):
         self.mask, self.key, self.same_tokens = mask, key, same_tokens
         self.z, self.times, self.conditions, self.found, self.refined = [], [], [], [], 0
-        self.result = mask_predict(
-            self.denoise, self.read, self.embed, key, mask, D, steps, sampler, watched=True, **options
-        )
+        network = Network(self.denoise, self.read, self.embed)
+        self.result = mask_predict(network, key, mask, D, steps, sampler, watched=True, **options)
 
     def denoise(self, z, t, z_bar, rows):
         self.z.append(z), self.times.append(t), self.conditions.append(z_bar)
