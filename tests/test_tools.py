@@ -423,6 +423,13 @@ def test_a_bundle_is_verified(bundle, tmp_path):
     assert_one_line_error(tool("export", check=False), "--verify BUNDLE")
 
 
+def test_a_bundle_knows_its_languages(bundle):
+    line = ["interactive", bundle, "--path", bundle / "model.pt", "--cpu", "--decoding-steps", 1]
+    assert len(lines(fastdiss(*line, stdin="s1 s2\n").stdout, "H")) == 1
+    failed = fastdiss(*line, "-s", "tgt", "-t", "src", stdin="s1\n", check=False)
+    assert_one_line_error(failed, "goes from src to tgt, not the other way")
+
+
 def test_words_in_pieces_need_their_codes(checkpoint, data, text, tmp_path):
     """Else the bundle would read raw words as unknown and write pieces."""
     copy, codes = tmp_path / "data", tmp_path / "bpe.txt"

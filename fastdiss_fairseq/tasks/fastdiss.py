@@ -1,5 +1,6 @@
 """The FastDiSS task: fairseq's translation task, decoding in K steps and losing no sentence."""
 
+import functools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from fairseq.data import data_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from ..bundle import Bundle
 from ..compat import FastDiSSError, before_loading
 from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve, without_effect
 from ..generation.deployment import Deployment, flag
@@ -45,6 +47,8 @@ class FastDiSSTask(TranslationTask):
 
     #: The kind of model that the command trains; None where it decodes one.
     trained = None
+    #: What fairseq's commands were told to make tokens with, and text of them.
+    text_tokenizer = text_bpe = None
 
     @classmethod
     def setup_task(cls, cfg: FastDiSSTaskConfig, **kwargs):
@@ -179,6 +183,9 @@ class FastDiSSTask(TranslationTask):
         return line
 
     def get_interactive_tokens_and_lengths(self, lines, encode_fn):
+        codes = os.path.join(utils.split_paths(self.cfg.data)[0], "codes")
+        if self.text_bpe is None and os.path.isfile(codes):
+            warn_once(f"if the input is raw text, add --tokenizer moses --bpe subword_nmt --bpe-codes {codes}")
         lines = [readable(line, self.cfg.max_source_positions) for line in lines]
         return super().get_interactive_tokens_and_lengths(lines, encode_fn)
 
@@ -239,6 +246,11 @@ class FastDiSSTask(TranslationTask):
         return self.trained is not None and dataset is self.datasets.get(self.cfg.train_subset)
 
 
+@functools.lru_cache(maxsize=None)
+def warn_once(message: str) -> None:
+    logger.warning(message)
+
+
 def readable(line: str, limit: int) -> str:
     """As much of a line of text as ``limit`` tokens can hold: tokenisers and BPE, whose time grows with the square
     of a word's length, would take minutes over megabytes that the model never sees."""
@@ -252,6 +264,11 @@ def check_data(cfg: FastDiSSTaskConfig) -> None:
     folder = utils.split_paths(cfg.data)[0]
     if not os.path.isdir(folder):
         raise FastDiSSError(f"no data folder {folder}: make it with fairseq-preprocess")
+    if Bundle.is_at(folder):
+        languages = Bundle(folder).languages
+        cfg.source_lang, cfg.target_lang = cfg.source_lang or languages[0], cfg.target_lang or languages[1]
+        if (cfg.source_lang, cfg.target_lang) != languages:
+            raise FastDiSSError(f"{folder} goes from {languages[0]} to {languages[1]}, not the other way")
     if cfg.source_lang is None or cfg.target_lang is None:
         cfg.source_lang, cfg.target_lang = data_utils.infer_language_pair(folder)
     for language in (cfg.source_lang, cfg.target_lang):
