@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
 
 import torch
+from tqdm import tqdm
 
 from fairseq import utils
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
@@ -353,13 +354,13 @@ def shares(what: str, run, parts, batches: Sequence[dict], facts: dict, args) ->
 def in_turn(contenders: Sequence[Contender], batches: Sequence[dict], args) -> List[List[float]]:
     """Seconds of each contender for each batch: all take a batch before any takes the next.  Before, each warms up with
     the first, and what is compiled with all, since some sizes may have it compiled anew."""
-    for contender in contenders:
+    for contender in tqdm(contenders, desc="warming up", unit="contender", leave=False):
         started = clock(args)
         for batch in batches if contender.fields["path"] == "compile" else batches[:1]:
             contender.run(batch)
         contender.fields["warm_up_seconds"] = round(clock(args) - started, 3)
     seconds: List[List[float]] = [[] for _ in contenders]
-    for batch in batches:
+    for batch in tqdm(batches, desc=f"{len(contenders)} contenders", unit="round"):
         for contender, times in zip(contenders, seconds):
             started = clock(args)
             contender.run(batch)
