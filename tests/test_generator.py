@@ -11,7 +11,7 @@ from helpers import batch, model, sentences, task
 
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.diffusion.sampling import DECODING_SOLVERS
-from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve
+from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve, without_effect
 from fastdiss_fairseq.generation.continuous import round_all
 from fastdiss_fairseq.generation.generator import FastDiSSGenerator
 
@@ -472,6 +472,28 @@ def test_mbr_orders_by_utility_in_logarithms():
     expected = mbr(found.tokens, found.mask, [EOS]).clamp(min=1e-9).log().sort(dim=1, descending=True)[0]
     scores = [[float(h["score"]) for h in s] for s in built.generate([NET], batch(SOURCES))]
     assert torch.allclose(torch.tensor(scores).double(), expected.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, []),
+        ({"iter_decode_max_iter": 4, "sacrebleu": True}, []),
+        ({"beam": 1, "lenpen": 0.5}, ["beam", "lenpen"]),
+        ({"nbest": 3}, ["nbest"]),
+    ],
+    ids=str,
+)
+def test_options_without_effect_are_named(options, expected):
+    request = GenerationConfig(**options)
+    assert without_effect(task().cfg, request, decoding(request)) == expected
+
+
+def test_noise_factors_have_no_effect_on_mask_predict():
+    request = Namespace(decoding_noise_factor=2.0, nbest=6, length_beam=3, noise_beam=2)
+    assert without_effect(task().cfg, request, decoding(request)) == ["decoding_noise_factor"]
+    request.decoding_solver = "ddim"
+    assert without_effect(task().cfg, request, decoding(request)) == []
 
 
 def test_what_passes_by_is_not_kept():

@@ -163,6 +163,7 @@ def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:
 COUNTING = (
     *("iter_decode_max_iter", "iter_decode_with_beam", "iter_decode_force_max_iter"),
     *("iter_decode_with_external_reranker", "retain_iter_history", "print_step", "nbest"),
+    *("sacrebleu", "no_seed_provided"),  # read by fairseq's commands themselves
 )
 
 
