@@ -242,7 +242,7 @@ fastdiss-export --verify $folder                                       | no bund
 fastdiss-average $checkpoint $truncated --output $new                  | damaged
 fastdiss-average $checkpoint --output $file/average.pt                 | $file
 fastdiss-sweep $data --path $bomb --reference $reference --steps 1 --output $new | posix.system
-fastdiss-sweep $data --path $checkpoint --reference $short --steps 1 --output $new | 10 hypotheses but 1 references
+fastdiss-sweep $data --path $checkpoint --reference $short --steps 1 --output $new | lines, the split
 """
 
 
