@@ -496,6 +496,18 @@ def test_noise_factors_have_no_effect_on_mask_predict():
     assert without_effect(task().cfg, request, decoding(request)) == []
 
 
+def test_the_training_set_is_decoded_like_any_other():
+    """Complete, and in shards; fairseq's limits of length are for training on it."""
+    built = task(num_shards=2, shard_id=1)
+    dataset = built.build_dataset_for_inference([torch.tensor(source) for source in SOURCES], list(map(len, SOURCES)))
+    built.datasets["train"] = dataset
+    indices = dataset.ordered_indices()
+    assert built.filter_indices_by_size(indices, dataset, (3, 3), True).tolist() == indices[1::2].tolist()
+    built.trained = type(NET)
+    kept = built.filter_indices_by_size(indices, dataset, (3, 3), True)
+    assert 0 < len(kept) < len(SOURCES) and all(len(SOURCES[i]) <= 3 for i in kept)
+
+
 def test_what_passes_by_is_not_kept():
     """fairseq-interactive makes a dataset of each buffer of lines, for hours."""
     built = task()
