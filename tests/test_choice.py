@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
-from fastdiss_fairseq.generation.choice import mbr, mean_log_probability
+from fastdiss_fairseq.generation.choice import autoregressive_score, mbr, mean_log_probability
 
 EOS, PAD = 2, 1
 
@@ -108,3 +108,35 @@ def test_mean_log_probability_is_over_the_real_tokens():
     log_probs = torch.tensor([[[-1.0, -3.0, -99.0], [-2.0, -99.0, -99.0], [-1.0, -2.0, -6.0]]])
     mask = torch.tensor([[[True, True, False], [True, False, False], [True, True, True]]])
     assert mean_log_probability(log_probs, mask).tolist() == [[-2.0, -2.0, -3.0]]
+
+
+class Reranker:
+    """An autoregressive model whose log-probabilities depend on the source's and the previous word."""
+
+    def __init__(self, words=9):
+        self.encoder, self.rows = self, []
+        self.table = torch.randn(words, words, words, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+
+    def forward_torchscript(self, inputs):
+        return inputs["src_tokens"][:, 0]
+
+    def reorder_encoder_out(self, encoded, rows):
+        self.rows.append(len(rows))
+        return encoded[rows]
+
+    def decoder(self, previous, encoder_out):
+        return self.table[encoder_out.unsqueeze(1), previous]
+
+    def get_normalized_probs(self, output, log_probs):
+        return output
+
+
+def test_reranking_in_pieces_changes_nothing(monkeypatch):
+    tokens, mask = tensors([[[4, 5, 6], [4, 7], [8]], [[5, 5], [6, 4, 4], [7, 8]]])
+    sources, whole, pieces = torch.tensor([[3, 2], [4, 2]]), Reranker(), Reranker()
+    expected = autoregressive_score(whole, sources, tokens, mask, EOS, 1)
+    by_hand = [whole.table[3, EOS, 4], whole.table[3, 4, 5], whole.table[3, 5, 6], whole.table[3, 6, EOS]]
+    assert expected[0, 0].item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
+    monkeypatch.setattr("fastdiss_fairseq.generation.choice.SCORED_AT_ONCE", 2 * tokens.size(2) + 1)
+    assert torch.equal(autoregressive_score(pieces, sources, tokens, mask, EOS, 1), expected)
+    assert whole.rows == [6] and pieces.rows == [2, 2, 2]
