@@ -87,6 +87,8 @@ def _loading(stock):
     """Say in one line why a file is no checkpoint, and let options be overridden that an older one does not know."""
 
     def load(path, arg_overrides=None, *args, **kwargs):
+        if os.path.isdir(path):
+            raise FastDiSSError(f"{path} is a folder, no checkpoint: a bundle's is its model.pt")
         _verify_bundle(path)
         try:
             state = stock(path, arg_overrides, *args, **kwargs)

@@ -148,6 +148,7 @@ generate $data --path $checkpoint --iter-decode-with-external-reranker | second 
 generate $data --path $checkpoint:$checkpoint                          | decodes with one model
 generate $data --path $checkpoint:$checkpoint --decoding-choice ar     | needs an autoregressive model
 generate $data --path $checkpoint --gen-subset dev                     | no split 'dev'
+generate $data --path $folder                                           | is a folder, no checkpoint
 generate $data --path $checkpoint --decoding-noise-factor 0            | positive
 generate $data --path $checkpoint --decoding-noise-factor nan          | positive
 generate $data --path $checkpoint --decoding-temperature -1            | temperature

@@ -65,11 +65,14 @@ def mask_predict(
         watched: keep a history.
     """
     sentences, history = Sentences(mask, dim), []
+    start, end = torch.tensor([0.0, 1.0], device=mask.device)
+    scales = sampler.trained.alpha(start), sampler.trained.sigma(end) * sampler.temperature
     for index, noise in enumerate(noise_of_steps(key, steps, mask.size(2), dim)):
         if index:
             sentences.doubt(index, steps, early_exit)
         if len(sentences.rows):
-            sentences.predict(network, noise, sampler, index, index + 1 == steps)
+            sentences.predict(network, noise, scales, sampler.self_conditioning, index + 1 == steps)
+            sentences.latest[sentences.rows] = index
         if watched:
             history.append(Read(sentences.tokens.clone(), sentences.log_probs.clone(), sentences.rows))
     return Prediction(sentences.tokens, sentences.log_probs, sentences.taken, history)
@@ -105,29 +108,27 @@ class Sentences:
             self.rows = worth_a_step(doubtful, self.unknown, self.settled, rested).nonzero().squeeze(1)
         self.unknown[self.rows] = doubtful[self.rows]
 
-    def predict(self, network: Network, noise: Tensor, sampler: Sampler, index: int, is_last: bool) -> None:
-        """Predict the unknown tokens, from ``noise`` (S, C, T, D) in their places."""
+    def predict(self, network: Network, noise: Tensor, scales, self_conditioning: str, is_last: bool) -> None:
+        """Predict the unknown tokens, from ``noise`` (S, C, T, D) in their places; ``scales`` of what is known and of
+        the noise."""
         rows, before, unknown = self.rows, self.tokens[self.rows], self.unknown[self.rows]
-        start, end = torch.tensor([0.0, 1.0], device=noise.device)
-        noise = noise[rows] * (sampler.trained.sigma(end) * sampler.temperature)
         known = network.embed(before)
-        z = torch.where(unknown.unsqueeze(-1), noise, known * sampler.trained.alpha(start))
+        z = torch.where(unknown.unsqueeze(-1), noise[rows] * scales[1], known * scales[0])
 
         def look(condition, refine):
             estimate = network.denoise(z, unknown.to(z.dtype), condition, rows)
             tokens, log_probs, refined = network.read(estimate, rows, unknown, refine)
             return tokens, log_probs, torch.where(unknown.unsqueeze(-1), refined, known)
 
-        reuse = sampler.self_conditioning == "previous"
+        reuse = self_conditioning == "previous"
         condition = self.z_bar[rows] if reuse else torch.zeros_like(z)
-        if sampler.self_conditioning == "recompute":
+        if self_conditioning == "recompute":
             condition = look(condition, refine=True)[2]
         tokens, log_probs, self.z_bar[rows] = look(condition, refine=reuse and not is_last)
         self.tokens[rows] = torch.where(unknown, tokens, before)
         self.log_probs[rows] = torch.where(unknown, log_probs, self.log_probs[rows])
         self.settled[rows] = (self.tokens[rows] == before).flatten(1).all(1)
         self.taken[rows] += 1
-        self.latest[rows] = index
 
 
 #: Early exit skips this part of the K steps after one that changed nothing.

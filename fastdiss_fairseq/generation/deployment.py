@@ -1,7 +1,7 @@
 """Changing a trained model for fast decoding."""
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import FrozenSet, Sequence
 
 from ..compat import FastDiSSError
 from ..models.base import FewStepModel
@@ -11,25 +11,22 @@ from .config import MODEL_OPTIONS
 
 @dataclass(frozen=True)
 class Deployment:
-    """The options that change a model, see :class:`~.config.DecodingConfig`.
+    """How a model is changed: ``chosen`` of :data:`~.config.MODEL_OPTIONS`.
 
     Raises:
         FastDiSSError: options that exclude each other.
     """
 
-    decoding_int8: bool = False
-    decoding_bf16: bool = False
-    decoding_compile: bool = False
-    decoding_onnx: bool = False
+    chosen: FrozenSet[str] = frozenset()
 
     @classmethod
     def of(cls, cfg) -> "Deployment":
-        return cls(**{name: getattr(cfg, name) for name in MODEL_OPTIONS})
+        return cls(frozenset(name for name in MODEL_OPTIONS if getattr(cfg, name)))
 
     def __post_init__(self):
         for name in ("decoding_int8", "decoding_onnx"):
-            others = [other for other in MODEL_OPTIONS if other != name and getattr(self, other)]
-            if getattr(self, name) and others:
+            others = [other for other in MODEL_OPTIONS if other in self.chosen - {name}]
+            if name in self.chosen and others:
                 raise FastDiSSError(f"{flag(name)} excludes {', '.join(map(flag, others))}")
 
     def prepare(self, model: FewStepModel, never: Sequence[int]) -> None:
@@ -43,13 +40,13 @@ class Deployment:
         """
         if model.deployment == self:
             return
-        if self.decoding_int8:
+        if "decoding_int8" in self.chosen:
             model.quantise()
-        if self.decoding_bf16:
+        if "decoding_bf16" in self.chosen:
             model.to_bfloat16()
-        if self.decoding_compile:
+        if "decoding_compile" in self.chosen:
             model.compile_step()
-        if self.decoding_onnx:
+        if "decoding_onnx" in self.chosen:
             if not isinstance(model, FastDiSSModel):
                 raise FastDiSSError("--decoding-onnx is for FastDiSS, not for FS-DFM")
             model.use_onnx(never)

@@ -84,7 +84,7 @@ class FastDiSSModel(FewStepModel):
         z_0, shared = self.embedding(target), self.denoiser.target(mask)
 
         def denoise(z, t, z_bar, rows):
-            if torch.is_grad_enabled():  # under --amp, torch before 2.10 keeps weights cast in passes without gradients
+            if torch.is_grad_enabled():  # under --amp older torch keeps weights cast without gradients (seen in 1.12)
                 torch.clear_autocast_cache()
             if rows is None:
                 return self.denoise(z, t, z_bar, shared, source.memory)

@@ -124,7 +124,7 @@ def decoders(args) -> List[Contender]:
     paths = {"fast": model, "reference": on_reference_path(model)}
     for name in args.variants:
         paths[name] = copy.deepcopy(model)
-        Deployment(**{f"decoding_{name}": True}).prepare(paths[name], Special.of(task.target_dictionary))
+        Deployment(frozenset({f"decoding_{name}"})).prepare(paths[name], Special.of(task.target_dictionary))
     found = []
     for steps, candidates, path in itertools.product(args.steps, args.candidates, paths):
         if path != "reference" or steps == 5:
