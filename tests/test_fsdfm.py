@@ -15,6 +15,7 @@ from fastdiss_fairseq.flow.teacher import TEACHERS
 from fastdiss_fairseq.flow.training import corrupt
 from fastdiss_fairseq.models.config import FSDFM_ARCHITECTURES
 from fastdiss_fairseq.models.fsdfm import FSDFMModel
+from fastdiss_fairseq.modules.places import Places
 
 BOS, PAD, EOS = 0, 1, 2
 SOURCES, TARGETS = sentences(8, seed=1), sentences(8, seed=2, shortest=1)
@@ -235,7 +236,7 @@ def test_for_small_steps_the_teacher_says_what_it_predicts_itself(teacher):
     seen = corrupt(flow_criterion().plan(SAMPLE["id"], net), target, movable, net.process)
     seen = seen._replace(steps=seen.steps._replace(t=seen.steps.t / 2, h=torch.full_like(seen.steps.h, 1e-6)))
     with torch.no_grad():
-        found = net.combined(seen, SAMPLE["net_input"]["src_tokens"], target.ne(PAD), movable, teacher)
+        found = net.combined(seen, SAMPLE["net_input"]["src_tokens"], target.ne(PAD), Places.of(movable), teacher)
         assert torch.allclose(found[movable], predict(net, seen.x_t, *seen.steps)[movable], atol=1e-3)
 
 
@@ -248,7 +249,7 @@ def test_the_teacher_moves_words_alone_and_sees_half_steps(monkeypatch):
     monkeypatch.setattr(
         net, "predict", lambda x, t, h, *rest: looks.append((x, t, h)) or predict_as_before(x, t, h, *rest)
     )
-    net.combined(seen, SAMPLE["net_input"]["src_tokens"], target.ne(PAD), movable, "rk4")
+    net.combined(seen, SAMPLE["net_input"]["src_tokens"], target.ne(PAD), Places.of(movable), "rk4")
     assert [(t[0].item(), h[0].item()) for _, t, h in looks] == [(0, 0.5), (0.5, 0.5), (0.5, 0.5), (1, 0.5)]
     for x, _, _ in looks:
         assert torch.equal(x[~movable], target[~movable]) and (x[movable] >= 3).all()

@@ -14,6 +14,7 @@ from fastdiss_fairseq.diffusion.sampling import DECODING_SOLVERS
 from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve, without_effect
 from fastdiss_fairseq.generation.continuous import round_all
 from fastdiss_fairseq.generation.generator import FastDiSSGenerator
+from fastdiss_fairseq.modules.rounding import Vocabulary
 
 TASK, NET = task(), model()
 SOURCES = sentences(20, seed=3)
@@ -444,7 +445,7 @@ def test_rounding_takes_the_nearest_word_and_the_softmax_without_special_tokens(
     estimate = torch.randn(2, 3, 5, 16, generator=torch.Generator().manual_seed(6))
     mask = torch.arange(5) < torch.tensor([[5, 3, 1], [2, 4, 5]]).unsqueeze(-1)
     with torch.no_grad():
-        tokens, log_probs = round_all(NET, estimate, mask, built.special)
+        tokens, log_probs = round_all(NET, Vocabulary.of(NET.table(), built.special), estimate, mask, built.special)
         table = NET.embedding(torch.arange(40))
     for i in range(2):
         for j in range(3):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from fastdiss_fairseq.compat import _attention_by_hand, scaled_dot_product_attention
 from fastdiss_fairseq.modules import rounding
-from fastdiss_fairseq.modules.rounding import nearest_token, read, rounding_loss
+from fastdiss_fairseq.modules.rounding import Vocabulary, nearest_token, read, rounding_loss
 
 
 def inputs(positions=11, vocabulary=23, dim=6, dtype=torch.float64):
@@ -74,13 +74,13 @@ def test_read_excludes_tokens_but_not_from_the_mean(at_once, monkeypatch):
     monkeypatch.setitem(rounding.AT_ONCE, "cpu", at_once)
     states, table, _, _ = inputs(dtype=torch.float32)
     logits = (states @ table.T).detach()
-    found = read(states, table, [0, 4], mean=True)
+    found = read(states, Vocabulary.of(table, [0, 4]), mean=True)
     assert torch.allclose(found.mean, logits.softmax(-1) @ table, atol=1e-5)
     allowed = [v for v in range(len(table)) if v not in (0, 4)]
     log_probs, place = logits[:, allowed].log_softmax(-1).max(-1)
     assert torch.equal(found.tokens, torch.tensor(allowed)[place])
     assert torch.allclose(found.log_probs, log_probs, atol=1e-5)
-    assert read(states, table, [0, 4]).mean is None
+    assert read(states, Vocabulary.of(table, [0, 4])).mean is None
 
 
 @pytest.mark.parametrize("distance", [-500.0, 0.0, 60.0, 500.0])
@@ -88,7 +88,7 @@ def test_read_where_a_barred_token_is_likeliest(distance):
     """Log-probabilities and means stay finite and right however far it is ahead."""
     table = torch.eye(5)
     states = torch.tensor([[1.0, 3.0, 2.0, 1.0, 0.0]]) + torch.tensor([distance, 0, 0, 0, 0])
-    found = read(states, table, [0], mean=True)
+    found = read(states, Vocabulary.of(table, [0]), mean=True)
     logits = states.double()
     assert found.tokens.item() == 1
     assert found.log_probs.item() == pytest.approx((logits[:, 1] - logits[:, 1:].logsumexp(-1)).item(), abs=1e-5)

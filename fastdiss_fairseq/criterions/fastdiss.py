@@ -8,7 +8,6 @@ import torch
 from omegaconf import II
 from torch import Tensor
 
-from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
@@ -21,6 +20,7 @@ from ..diffusion.training import TrainingPlan
 from ..models.base import cut
 from ..models.config import check_probability, option
 from ..models.fastdiss import FastDiSSModel
+from .sums import total
 
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class FastDiSSLoss(FairseqCriterion):
             "t": (run.t * mask).sum(),
             "token_t": (token_t * mask).sum(),
             "moved": mask.new_zeros((), dtype=torch.long) if run.moved is None else run.moved.sum(),
-            "conditioned": run.conditioned.sum(),
+            "conditioned": output.conditioned,
             "gap": run.gap,
         }
 
@@ -173,33 +173,33 @@ class FastDiSSLoss(FairseqCriterion):
         run = output.training
         moved = mask.new_zeros(mask.shape) if run.moved is None else run.moved
         own, common = (noise_level(t.expand_as(mask)) for t in (run.token_t, run.t))
-        total = lambda level, value: mask.new_zeros(NOISE_LEVELS, dtype=torch.float).index_add(
-            0, level[mask], value[mask].float()
+        summed = lambda level, value: mask.new_zeros(NOISE_LEVELS, dtype=torch.float).index_add(
+            0, level.flatten(), (value * mask).flatten().float()
         )
         return {
-            "level_tokens": total(own, mask),
-            "level_correct": total(own, output.correct),
-            "level_diffusion_loss": total(own, each["diffusion_loss"]),
-            "level_rounding_loss": total(own, each["rounding_loss"]),
-            "level_drawn": total(common, mask),
-            "level_moved": total(common, moved),
+            "level_tokens": summed(own, mask),
+            "level_correct": summed(own, output.correct),
+            "level_diffusion_loss": summed(own, each["diffusion_loss"]),
+            "level_rounding_loss": summed(own, each["rounding_loss"]),
+            "level_drawn": summed(common, mask),
+            "level_moved": summed(common, moved),
         }
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
         """Log means: losses and accuracy a token, t and the t_i of MANS, and SCP's t' - t."""
-        total = lambda name: utils.item(sum(log.get(name, 0) for log in logging_outputs))
-        tokens, sentences = total("ntokens"), total("nsentences")
-        metrics.log_scalar("loss", total("loss") / tokens, tokens, round=3)
+        sums = total(logging_outputs)
+        tokens, sentences = sums["ntokens"], sums["nsentences"]
+        metrics.log_scalar("loss", sums["loss"] / tokens, tokens, round=3)
         for name in ("diffusion_loss", "rounding_loss", "length_loss"):
-            metrics.log_scalar(name, total(name) / tokens, tokens, round=3)
-        metrics.log_scalar("rounding_accuracy", 100 * total("correct") / tokens, tokens, round=2)
-        metrics.log_scalar("t", total("t") / tokens, tokens, round=3)
-        metrics.log_scalar("mans_t", total("token_t") / tokens, tokens, round=3)
-        metrics.log_scalar("mans_moved", 100 * total("moved") / tokens, tokens, round=2)
-        conditioned = total("conditioned")
+            metrics.log_scalar(name, sums[name] / tokens, tokens, round=3)
+        metrics.log_scalar("rounding_accuracy", 100 * sums["correct"] / tokens, tokens, round=2)
+        metrics.log_scalar("t", sums["t"] / tokens, tokens, round=3)
+        metrics.log_scalar("mans_t", sums["token_t"] / tokens, tokens, round=3)
+        metrics.log_scalar("mans_moved", 100 * sums["moved"] / tokens, tokens, round=2)
+        conditioned = sums["conditioned"]
         metrics.log_scalar("self_conditioned", 100 * conditioned / sentences, sentences, round=1)
-        metrics.log_scalar("scp_gap", total("gap") / max(conditioned, 1), conditioned, round=3)
+        metrics.log_scalar("scp_gap", sums["gap"] / max(conditioned, 1), conditioned, round=3)
         if any("level_tokens" in log for log in logging_outputs):
             names = [name for name in logging_outputs[0] if name.startswith("level_")]
             log_noise_levels({name: sum(log[name] for log in logging_outputs).tolist() for name in names})

@@ -7,7 +7,6 @@ import torch
 from omegaconf import II
 from torch import Tensor
 
-from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
@@ -18,6 +17,7 @@ from ..flow.training import FlowPlan
 from ..models.base import cut
 from ..models.config import option
 from ..models.fsdfm import FSDFMModel
+from .sums import total
 
 
 @dataclass
@@ -95,15 +95,15 @@ class FSDFMLoss(FairseqCriterion):
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
         """Log means: losses a token of the kind, accuracy of the flow's words, t, and the share of large steps."""
-        total = lambda name: utils.item(sum(log.get(name, 0) for log in logging_outputs))
-        tokens, words, large = total("ntokens"), total("words"), total("large")
+        sums = total(logging_outputs)
+        tokens, words, large = sums["ntokens"], sums["words"], sums["large"]
         flow = max(words - large, 1)
-        metrics.log_scalar("loss", total("loss") / tokens, tokens, round=3)
-        metrics.log_scalar("length_loss", total("length_loss") / tokens, tokens, round=3)
-        metrics.log_scalar("flow_loss", total("flow_loss") / flow, flow, round=3)
-        metrics.log_scalar("accuracy", 100 * total("correct") / flow, flow, round=2)
-        metrics.log_scalar("t", total("t") / max(words, 1), words, round=3)
-        metrics.log_scalar("teacher_loss", total("teacher_loss") / max(large, 1), large, round=3)
+        metrics.log_scalar("loss", sums["loss"] / tokens, tokens, round=3)
+        metrics.log_scalar("length_loss", sums["length_loss"] / tokens, tokens, round=3)
+        metrics.log_scalar("flow_loss", sums["flow_loss"] / flow, flow, round=3)
+        metrics.log_scalar("accuracy", 100 * sums["correct"] / flow, flow, round=2)
+        metrics.log_scalar("t", sums["t"] / max(words, 1), words, round=3)
+        metrics.log_scalar("teacher_loss", sums["teacher_loss"] / max(large, 1), large, round=3)
         metrics.log_scalar("large_steps", 100 * large / max(words, 1), words, round=2)
 
     @staticmethod

@@ -65,7 +65,7 @@ def mask_predict(
         watched: keep a history.
     """
     sentences, history = Sentences(mask, dim), []
-    start, end = torch.tensor([0.0, 1.0], device=mask.device)
+    start, end = torch.tensor([0.0, 1.0])
     scales = sampler.trained.alpha(start), sampler.trained.sigma(end) * sampler.temperature
     for index, noise in enumerate(noise_of_steps(key, steps, mask.size(2), dim)):
         if index:

@@ -8,6 +8,7 @@ The mixing function is the finaliser of SplitMix64 (Steele et al., 2014).
 
 import math
 import zlib
+from functools import lru_cache
 from typing import Union
 
 import torch
@@ -38,15 +39,20 @@ def fold(key: Tensor, *parts: Union[int, str, Tensor]) -> Tensor:
         int64 tensor of the broadcast shape; different parts give independent keys.
     """
     for part in parts:
-        if isinstance(part, str):
-            part = zlib.crc32(part.encode("utf-8"))
-        key = _mix((key ^ _mix_part(part, key)) + _GOLDEN)
+        mixed = _spread(part) if isinstance(part, Tensor) else _spread_number(part)
+        key = _mix((key ^ mixed) + _GOLDEN)
     return key
 
 
-def _mix_part(part: Union[int, Tensor], key: Tensor) -> Tensor:
-    part = torch.as_tensor(part, dtype=torch.int64, device=key.device)
+def _spread(part: Tensor) -> Tensor:
     return _mix(part * _GOLDEN + 1)
+
+
+@lru_cache(maxsize=4096)
+def _spread_number(part: Union[int, str]) -> int:
+    """The same of a number or a name; on the host, so that nothing is sent to the keys' device."""
+    number = zlib.crc32(part.encode("utf-8")) if isinstance(part, str) else part
+    return int(_spread(torch.tensor(number, dtype=torch.int64)))
 
 
 def sentence_key(seed: int, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -89,7 +95,7 @@ def gaussian(key: Tensor, length: int, dim: int) -> Tensor:
     """
     half = (dim + 1) // 2
     index = torch.arange(length * half, device=key.device)
-    bits = _mix((key.unsqueeze(-1) ^ _mix(index * _GOLDEN + 1)) + _GOLDEN)
+    bits = _mix((key.unsqueeze(-1) ^ _spread(index)) + _GOLDEN)
     radius = (-2 * torch.log(_unit((bits >> 32) & 0xFFFFFFFF))).sqrt()
     angle = 2 * math.pi * _unit(bits & 0xFFFFFFFF)
     pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)

@@ -100,9 +100,11 @@ class Perturbation:
 
 def _budget(t: Tensor, key: Tensor, scp: Perturbation, process: Process) -> Tensor:
     """One step of a K-step grid further, K drawn for each sentence: a rehearsal of decoding."""
-    budgets = torch.tensor(scp.budgets, device=t.device, dtype=t.dtype)
-    choice = (uniform(fold(key, "budget")) * len(scp.budgets)).long()
-    return (t + 1 / budgets[choice.clamp(max=len(scp.budgets) - 1)].unsqueeze(1)).clamp(max=1)
+    choice = (uniform(fold(key, "budget")) * len(scp.budgets)).long().clamp(max=len(scp.budgets) - 1)
+    steps = torch.zeros_like(t[:, 0])
+    for i, budget in enumerate(scp.budgets):
+        steps = steps.masked_fill(choice == i, budget)
+    return (t + 1 / steps.unsqueeze(1)).clamp(max=1)
 
 
 def _uniform(t: Tensor, key: Tensor, scp: Perturbation, process: Process) -> Tensor:

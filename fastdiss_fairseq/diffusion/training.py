@@ -37,16 +37,19 @@ class TrainingPlan:
     mixed_times: float = 0.0
     estimate: str = "direct"
 
+    def conditioned(self) -> Tensor:
+        """(n,) the sentences that are given an estimate."""
+        return (uniform(fold(self.key, "self-conditioning")) < self.self_conditioning).nonzero().squeeze(1)
+
 
 class TrainingPass(NamedTuple):
     """``estimate`` (B, T, D) with gradient; t and ``token_t`` (B, 1) or (B, T);
-    ``moved`` (B, T) or None; ``conditioned`` (B,); ``gap`` () summed t' - t of the conditioned."""
+    ``moved`` (B, T) or None; ``gap`` () summed t' - t of the sentences with an estimate."""
 
     estimate: Tensor
     t: Tensor
     token_t: Tensor
     moved: Optional[Tensor]
-    conditioned: Tensor
     gap: Tensor
 
 
@@ -55,22 +58,23 @@ def training_pass(
     is_correct: Callable[[Tensor], Tensor],
     z_0: Tensor,
     mask: Tensor,
+    rows: Tensor,
     plan: TrainingPlan,
     process: Process,
-    refine: Callable[[Tensor, Tensor], Tensor] = lambda estimate, rows: estimate,
+    refine: Callable[[Tensor], Tensor] = lambda estimate: estimate,
 ) -> TrainingPass:
     """Diffuse, let MANS choose t_i, SCP make the estimate, and run the pass with gradient.
 
     Args:
-        denoise: ``(z, t, z_bar, rows) -> estimate`` for the sentences ``rows`` (all when None).
+        denoise: ``(z, t, z_bar, rows) -> estimate`` for the sentences of these numbers (all when None).
         is_correct: estimate (B, T, D) -> (B, T), True where it rounds to the target token.
         z_0: (B, T, D) target embeddings, float32.
         mask: (B, T), True at real tokens.
-        refine: ``(estimate, rows) -> estimate``, what self-conditioning gets.
+        rows: (n,), :meth:`TrainingPlan.conditioned`.
+        refine: what self-conditioning gets for the estimates (n, T, D) of those sentences.
     """
     times = Times.draw(plan.key, z_0.size(1), plan.mixed_times)
     t = times.tokens
-    conditioned = uniform(fold(plan.key, "self-conditioning")) < plan.self_conditioning
     noise = gaussian(fold(plan.key, "noise"), *z_0.shape[1:])
     z_t, token_t, moved, first = process.diffuse(z_0, t, noise), t, None, None
     if plan.beta > 1:
@@ -81,15 +85,14 @@ def training_pass(
             times = times._replace(tokens=token_t)
         z_t = process.diffuse(z_0, token_t, noise)
     with torch.no_grad():
-        z_bar, later = _self_condition(denoise, z_0, z_t, times, conditioned, first, plan, process, refine)
+        z_bar, later = _self_condition(denoise, z_0, z_t, times, rows, first, plan, process, refine)
         gap = ((later - token_t) * mask).sum(1) / mask.sum(1)
     estimate = denoise(z_t, token_t, z_bar, None)
-    return TrainingPass(estimate, t, token_t, moved, conditioned, gap.sum())
+    return TrainingPass(estimate, t, token_t, moved, gap.sum())
 
 
-def _self_condition(denoise, z_0, z_t, times, conditioned, first, plan, process, refine):
+def _self_condition(denoise, z_0, z_t, times, rows, first, plan, process, refine):
     """z_bar (B, T, D), zero for sentences without an estimate, and the times t' they were made at."""
-    rows = conditioned.nonzero().squeeze(1)
     t = later = times.tokens
     z_bar = torch.zeros_like(z_t)
     if len(rows) == 0:
@@ -102,11 +105,11 @@ def _self_condition(denoise, z_0, z_t, times, conditioned, first, plan, process,
             times.select(rows),
             plan.key[rows],
             process,
-            lambda estimate: refine(estimate, rows),
+            refine,
         )
         later = t.index_copy(0, rows, made_at)
     elif first is not None:
         estimate = first[rows]
     else:
         estimate = denoise(z_t[rows], t[rows], z_bar[rows], rows)
-    return z_bar.index_copy(0, rows, refine(estimate, rows).to(z_bar.dtype)), later
+    return z_bar.index_copy(0, rows, refine(estimate).to(z_bar.dtype)), later

@@ -18,6 +18,14 @@ class Candidates(NamedTuple):
     steps: Tensor
     history: List[Read]
 
+    def on_host(self) -> "Candidates":
+        """The same on the CPU, fetched as a whole before they are looked at one by one."""
+        history = [
+            Read(step.tokens.cpu(), step.log_probs.cpu(), None if step.rows is None else step.rows.cpu())
+            for step in self.history
+        ]
+        return Candidates(self.tokens.cpu(), self.log_probs.cpu(), self.mask.cpu(), self.steps.cpu(), history)
+
 
 class Special(NamedTuple):
     """Ids that are no words."""

@@ -7,6 +7,8 @@ from ..diffusion.mask_predict import Network, mask_predict
 from ..diffusion.sampling import MASK_PREDICT, sample
 from ..models.base import Source
 from ..models.fastdiss import FastDiSSModel
+from ..modules.places import Places
+from ..modules.rounding import Vocabulary
 from .candidates import Candidates, Special, last_positions
 from .config import Decoding
 
@@ -15,7 +17,7 @@ def decode(
     model: FastDiSSModel, source: Source, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
 ) -> Candidates:
     """All candidates; key (S, C) and mask (S, C, T) lay them out."""
-    shape, table = (mask.size(2), model.cfg.latent_dim), model.table()
+    shape, vocabulary = (mask.size(2), model.cfg.latent_dim), Vocabulary.of(model.table(), special)
     whole = model.denoiser.target(mask.flatten(0, 1))
     numbers = torch.arange(mask[..., 0].numel(), device=mask.device).view(mask.shape[:2])
 
@@ -23,17 +25,11 @@ def decode(
         memory, target = source.memory, whole
         if len(rows) < len(mask):
             memory, target = memory.select(rows), whole.select(numbers[rows].flatten())
-        time = t.flatten(0, 1) if t.dim() else t.to(z.device).view(1, 1)
+        time = t.flatten(0, 1) if t.dim() else z.new_full((1, 1), float(t))
         return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, memory).view(z.shape)
 
     def read_at(estimate, rows, where, refine):
-        return read(model, table, estimate, mask[rows], where, decoding.estimate if refine else "direct", special)
-
-    def read_all(estimate, rows):
-        return round_all(model, estimate, mask[rows], special)
-
-    def refine(estimate, rows):
-        return model.refine(estimate, mask[rows], decoding.estimate)
+        return read(model, vocabulary, estimate, mask[rows], where, decoding.estimate if refine else "direct", special)
 
     steps, sampler, early_exit = decoding.steps, decoding.sampler, decoding.early_exit
     if sampler.solver == MASK_PREDICT:
@@ -42,34 +38,42 @@ def decode(
             network, key, mask, shape[1], steps, sampler, early_exit, decoding.history
         )
     else:
+        real = Places.of(mask)
+        places = lambda rows: real if len(rows) == len(mask) else Places.of(mask[rows])
+        refine = lambda estimate, rows: model.refine(estimate, places(rows), decoding.estimate)
+        read_all = lambda estimate, rows: round_all(model, vocabulary, estimate, mask[rows], special)
         watched = read_all if decoding.history or early_exit else None
         found = sample(denoise, key, shape, steps, sampler, watched, early_exit, refine)
-        tokens, log_probs = round_all(model, found.estimate, mask, special)
+        tokens, log_probs = round_all(model, vocabulary, found.estimate, mask, special)
         taken, history = found.steps, found.history
     evaluations = taken * (2 if sampler.self_conditioning == "recompute" else 1)
     return Candidates(tokens, log_probs, mask, evaluations, history)
 
 
-def round_all(model: FastDiSSModel, estimate: Tensor, mask: Tensor, special: Special):
+def round_all(model: FastDiSSModel, vocabulary: Vocabulary, estimate: Tensor, mask: Tensor, special: Special):
     """Nearest tokens and their log-probabilities, (S, C, T) each, of estimates (S, C, T, D).
 
     The last position is the end of sentence; no other is, and none is padding or <s>.
     """
-    return read(model, model.table(), estimate, mask, mask, "direct", special)[:2]
+    return read(model, vocabulary, estimate, mask, mask, "direct", special)[:2]
 
 
 def read(
-    model: FastDiSSModel, table: Tensor, estimate: Tensor, mask: Tensor, where: Tensor, how: str, special: Special
+    model: FastDiSSModel,
+    vocabulary: Vocabulary,
+    estimate: Tensor,
+    mask: Tensor,
+    where: Tensor,
+    how: str,
+    special: Special,
 ):
     """:func:`round_all` at the positions ``where``, and what the next step gets there for the estimates
-    (S, C, T, D), see :meth:`FastDiSSModel.refine`; ``table`` is the model's."""
+    (S, C, T, D), see :meth:`FastDiSSModel.refine`."""
     last = last_positions(mask)
-    tokens = torch.full_like(mask, special.pad, dtype=torch.long)
-    log_probs = torch.zeros_like(mask, dtype=torch.float)
-    where = where & mask
-    found = model.read(estimate[where].to(table.dtype), table, list(special), mean=how == "expected")
-    tokens[where], log_probs[where] = found.tokens, found.log_probs
-    tokens, log_probs = tokens.masked_fill(last, special.eos), log_probs.masked_fill(last, 0.0)
+    there = Places.of(where & mask)
+    found = model.read(there.take(estimate).to(vocabulary.table.dtype), vocabulary, mean=how == "expected")
+    tokens = there.put(found.tokens, elsewhere=special.pad).masked_fill(last, special.eos)
+    log_probs = there.put(found.log_probs).masked_fill(last, 0.0)
     if found.mean is not None:
-        return tokens, log_probs, torch.zeros_like(estimate).index_put((where,), found.mean.type_as(estimate))
+        return tokens, log_probs, there.put(found.mean.type_as(estimate))
     return tokens, log_probs, estimate if how == "direct" else model.embedding(tokens)

@@ -8,6 +8,7 @@ from ..diffusion.sampling import Read
 from ..flow.sampling import sample
 from ..models.base import Source
 from ..models.fsdfm import FSDFMModel
+from ..modules.places import Places
 from ..modules.rounding import by_pieces
 from .candidates import Candidates, Special, last_positions
 from .config import Decoding
@@ -18,25 +19,26 @@ def decode(
 ) -> Candidates:
     """All candidates; key (S, C) and mask (S, C, T) lay them out."""
     last = last_positions(mask)
-    movable, table, target = mask & ~last, model.table(), model.denoiser.target(mask.flatten(0, 1))
+    table, target = model.table(), model.denoiser.target(mask.flatten(0, 1))
+    words_at = Places.of(mask & ~last)
     ends = torch.full_like(mask, special.pad, dtype=torch.long).masked_fill(last, special.eos)
     told = torch.full((1, 1), model.told_step(decoding.steps), device=mask.device)
 
     def whole(words):
-        return ends.masked_scatter(movable, words)
+        return words_at.replace(ends, words)
 
     def look(x, t):
-        time = t.to(told).view(1, 1)
+        time = torch.full_like(told, float(t))
         states = model.predict(whole(x).flatten(0, 1), time, told, target, source.memory)
-        return states.view(*mask.shape, -1)[movable]
+        return words_at.take(states.view(*mask.shape, -1))
 
     def on_logits(function, states, *others):
         return by_pieces(lambda piece, *rest: function(model.logits(piece, table), *rest), states, *others)
 
-    keys = fold(key.unsqueeze(2), torch.arange(mask.size(2), device=mask.device))[movable]
+    keys = words_at.take(fold(key.unsqueeze(2), torch.arange(mask.size(2), device=mask.device)))
 
     def laid_out(words, log_probs):
-        return Read(whole(words), torch.zeros_like(mask, dtype=torch.float).masked_scatter(movable, log_probs))
+        return Read(whole(words), words_at.put(log_probs))
 
     found = sample(look, on_logits, keys, decoding.steps, decoding.sampler, decoding.history)
     history = [laid_out(*step) for step in found.history]

@@ -99,6 +99,7 @@ class FastDiSSGenerator:
         return mean_log_probability(found.log_probs, found.mask)
 
     def _hypotheses(self, found: Candidates, scores: Tensor, decoding: Decoding):
+        found, scores = found.on_host(), scores.cpu()
         order = scores.sort(dim=1, descending=True, stable=True).indices
         return [
             [self._hypothesis(found, scores, i, j, decoding.history) for j in row]

@@ -13,7 +13,8 @@ from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
 from ..modules.denoiser import Denoiser
 from ..modules.embedding import Positions
 from ..modules.onnx import OnnxRuntime
-from ..modules.rounding import Reading, mean_rows, nearest_token, read, rounding_loss
+from ..modules.places import Places
+from ..modules.rounding import Reading, Vocabulary, mean_rows, nearest_token, read, rounding_loss
 from ..modules.target import Memory, Target
 from ..modules.transformer import LayerConfig
 from .base import FewStepModel
@@ -21,11 +22,13 @@ from .config import FASTDISS_ARCHITECTURES, FastDiSSConfig, architecture_config
 
 
 class TrainingOutput(NamedTuple):
-    """What the criterion needs: ``z_0`` (B, T, D); the training pass; ``rounding_loss`` and ``correct``
-    (B, T), zero at padding, at the estimate (anchor) or at z_0 (exact); ``length_loss`` (B,)."""
+    """What the criterion needs: ``z_0`` (B, T, D); the training pass; how many sentences were given an estimate;
+    ``rounding_loss`` and ``correct`` (B, T), zero at padding, at the estimate (anchor) or at z_0 (exact); ``length_loss``
+    (B,)."""
 
     z_0: Tensor
     training: TrainingPass
+    conditioned: int
     rounding_loss: Tensor
     correct: Tensor
     length_loss: Tensor
@@ -57,20 +60,20 @@ class FastDiSSModel(FewStepModel):
         if self.runtime is None:
             self.runtime = OnnxRuntime(self, never)
 
-    def read(self, states: Tensor, table: Tensor, never: Sequence[int], mean: bool) -> Reading:
+    def read(self, states: Tensor, vocabulary: Vocabulary, mean: bool) -> Reading:
         """:func:`..modules.rounding.read`."""
         if self.runtime is not None:
             return self.runtime.read(states, mean)
-        return read(states, table, never, mean)
+        return read(states, vocabulary, mean)
 
-    def refine(self, estimate: Tensor, mask: Tensor, how: str) -> Tensor:
+    def refine(self, estimate: Tensor, real: Places, how: str) -> Tensor:
         """What solvers and self-conditioning get for network estimates (..., T, D): the same
-        (``direct``), or ``expected`` or nearest (``rounded``) token embeddings, zero outside the mask."""
+        (``direct``), or ``expected`` or nearest (``rounded``) token embeddings, zero at padding."""
         if how == "direct":
             return estimate
-        states, table = self.rounded(estimate[mask])
+        states, table = self.rounded(real.take(estimate))
         rows = mean_rows(states, table) if how == "expected" else table[nearest_token(states, table)]
-        return torch.zeros_like(estimate).index_put((mask,), rows.type_as(estimate))
+        return real.put(rows.type_as(estimate))
 
     def forward(self, src_tokens: Tensor, target: Tensor, plan: TrainingPlan) -> TrainingOutput:
         """One training step; the only entry, so that data parallel sees every gradient.
@@ -79,8 +82,12 @@ class FastDiSSModel(FewStepModel):
             src_tokens: (B, S) ids.
             target: (B, T) ids with padding on the right, at most ``max_target_positions`` long.
         """
+        mask, rows = target.ne(self.padding_idx), plan.conditioned()
+        real, its_real = (
+            Places.of(mask),
+            Places.of(mask[rows]),
+        )  # the host waits for the device here, before there is work, and not again
         source = self.encode(src_tokens)
-        mask = target.ne(self.padding_idx)
         z_0, shared = self.embedding(target), self.denoiser.target(mask)
 
         def denoise(z, t, z_bar, rows):
@@ -91,20 +98,20 @@ class FastDiSSModel(FewStepModel):
             return self.denoise(z, t, z_bar, shared.select(rows), source.memory.select(rows))
 
         def is_correct(estimate):
-            states, table = self.rounded(estimate[mask])
-            return torch.zeros_like(mask).masked_scatter(mask, nearest_token(states, table) == target[mask])
+            return real.put(nearest_token(*self.rounded(real.take(estimate))) == real.take(target))
 
-        def refine(estimate, rows):
-            return self.refine(estimate, mask[rows], plan.estimate)
+        def refine(estimate):
+            return self.refine(estimate, its_real, plan.estimate)
 
-        training = training_pass(denoise, is_correct, z_0, mask, plan, self.process, refine)
-        states, table = self.rounded((training.estimate if plan.rounding == "anchor" else z_0)[mask])
-        rounding = rounding_loss(states, table, target[mask], plan.label_smoothing)
+        training = training_pass(denoise, is_correct, z_0, mask, rows, plan, self.process, refine)
+        states, table = self.rounded(real.take(training.estimate if plan.rounding == "anchor" else z_0))
+        rounding = rounding_loss(states, table, real.take(target), plan.label_smoothing)
         return TrainingOutput(
             z_0,
             training,
-            torch.zeros_like(mask, dtype=torch.float).masked_scatter(mask, rounding.loss),
-            torch.zeros_like(mask).masked_scatter(mask, rounding.correct),
+            len(rows),
+            real.put(rounding.loss),
+            real.put(rounding.correct),
             self.length.loss(source.length_logits, source.lengths, mask.sum(1)),
         )
 

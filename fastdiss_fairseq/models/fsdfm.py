@@ -18,7 +18,8 @@ from ..flow.teacher import TEACHERS
 from ..flow.training import Corrupted, FlowPlan, corrupt
 from ..modules.embedding import Positions
 from ..modules.posterior import Posterior
-from ..modules.rounding import by_pieces
+from ..modules.places import Places
+from ..modules.rounding import bar, by_pieces
 from ..modules.target import Memory, Target
 from ..modules.transformer import LayerConfig
 from .base import FewStepModel
@@ -51,6 +52,8 @@ class FSDFMModel(FewStepModel):
         check_probability("teacher_decay", cfg.teacher_decay)
         super().__init__(cfg, source_dictionary, target_dictionary)
         self.eos, self.bos = target_dictionary.eos(), target_dictionary.bos()
+        never = (self.bos, self.padding_idx, self.eos)
+        self.register_buffer("bar", bar(len(target_dictionary), never), persistent=False)
         # <s> stands in no target, so it can be the mask
         words = target_dictionary.nspecial, len(target_dictionary)
         try:
@@ -112,9 +115,7 @@ class FSDFMModel(FewStepModel):
     def logits(self, states: Tensor, table: Tensor) -> Tensor:
         """Logits (N, V) float32 of :meth:`predict`'s vectors (N, D); table: :meth:`table`.  <s>, </s> and padding
         are no words."""
-        bias = table.new_zeros(len(table))
-        bias[[self.bos, self.padding_idx, self.eos]] = -float("inf")
-        return torch.addmm(bias, states.to(table.dtype), table.T).float()
+        return torch.addmm(self.bar.to(table.dtype), states.to(table.dtype), table.T).float()
 
     def movable(self, target: Tensor) -> Tensor:
         """True at the positions of words: neither padding nor the end of a sentence ever jumps."""
@@ -129,24 +130,26 @@ class FSDFMModel(FewStepModel):
             src_tokens: (B, S) ids.
             target: (B, T) ids with padding on the right, at most ``max_target_positions`` long.
         """
-        source = self.encode(src_tokens)
         mask, movable = target.ne(self.padding_idx), self.movable(target)
         seen = corrupt(plan, target, movable, self.process)
-        states = self.predict(seen.x_t, *seen.steps, self.denoiser.target(mask), source.memory)
         large = movable & seen.steps.large.unsqueeze(1)
-        flow, correct = self._flow_loss(states, seen, target, movable & ~large)
-        spread = lambda where, values: torch.zeros_like(where, dtype=values.dtype).masked_scatter(where, values)
+        # Here the host waits for the device, before there is work; later only for how many words the teacher moves.
+        flows, taught, rows = Places.of(movable & ~large), Places.of(large), seen.steps.large.nonzero().squeeze(1)
+        wanted = self._wanted(seen, src_tokens, mask, movable, rows, plan.teacher)
+        source = self.encode(src_tokens)
+        states = self.predict(seen.x_t, *seen.steps, self.denoiser.target(mask), source.memory)
+        flow, correct = self._flow_loss(states, seen, target, flows)
         return FlowOutput(
-            spread(movable & ~large, flow),
-            spread(large, self._teacher_loss(states, seen, src_tokens, mask, movable, plan)),
+            flows.put(flow),
+            taught.put(self._teacher_loss(taught.take(states), wanted)),
             movable,
-            spread(movable & ~large, correct),
+            flows.put(correct),
             self.length.loss(source.length_logits, source.lengths, mask.sum(1)),
             seen.steps,
         )
 
-    def _flow_loss(self, states, seen: Corrupted, target, where):
-        """Stage A's loss at the positions ``where``, (N,), and whether the likeliest word is the target."""
+    def _flow_loss(self, states, seen: Corrupted, target, where: Places):
+        """Stage A's loss (N,) there, and whether the likeliest word is the target."""
         table = self.table()
 
         def losses(states, x_t, x_1, t):
@@ -155,27 +158,32 @@ class FSDFMModel(FewStepModel):
             return generalised_kl(here, goal, x_t == x_1, t), log_probs.argmax(-1) == x_1
 
         others = (seen.x_t, target, seen.steps.t.expand_as(seen.x_t))
-        return self._at(losses, where, states, *others)
+        return by_pieces(losses, *map(where.take, (states, *others)))
 
-    def _teacher_loss(self, states, seen: Corrupted, src_tokens, mask, movable, plan: FlowPlan):
-        """KL from the teacher's combined prediction, (N,), at the words of sentences with large steps."""
-        rows = seen.steps.large.nonzero().squeeze(1)
+    def _wanted(self, seen: Corrupted, src_tokens, mask, movable, rows, teacher: str) -> Tensor:
+        """The teacher's combined prediction (N, D) at the words of the sentences ``rows``, those with large steps."""
         if len(rows) == 0:
-            return states.new_zeros(0)
+            return torch.zeros(0, self.cfg.latent_dim, device=rows.device)
         part = Corrupted(seen.x_t[rows], Steps(*(step[rows] for step in seen.steps)), seen.keys[rows])
-        wanted = self.teacher.combined(part, src_tokens[rows], mask[rows], movable[rows], plan.teacher)
+        words = Places.of(movable[rows])
+        return words.take(self.teacher.combined(part, src_tokens[rows], mask[rows], words, teacher))
+
+    def _teacher_loss(self, states: Tensor, wanted: Tensor) -> Tensor:
+        """KL (N,) from the teacher's prediction to the student's, both (N, D)."""
+        if len(wanted) == 0:
+            return wanted.new_zeros(0)
         table, its_table = self.table(), self.teacher.table()
 
         def loss(found, wanted):
             return (teacher_kl(self.logits(wanted, its_table), self.logits(found, table)),)
 
-        return self._at(loss, movable[rows], states[rows], wanted)[0]
+        return by_pieces(loss, states, wanted)[0]
 
     @torch.no_grad()
-    def combined(self, seen: Corrupted, src_tokens, mask, movable, teacher: str) -> Tensor:
+    def combined(self, seen: Corrupted, src_tokens, mask, words: Places, teacher: str) -> Tensor:
         """The prediction for steps of size h from evaluations at h / 2, (B, T, D); see :mod:`..flow.teacher`.
         Logits are linear in the vectors, so these are combined instead."""
-        memory, shared, table = self.encode(src_tokens).memory, self.denoiser.target(mask), self.table()
+        shared, memory, table = self.denoiser.target(mask), self.encode(src_tokens).memory, self.table()
 
         def look(x, t, h):
             return self.predict(x, t, h, shared, memory)
@@ -184,15 +192,10 @@ class FSDFMModel(FewStepModel):
             keys = fold(seen.keys, "teacher", number)
             draws = uniform(fold(keys, "leave")), uniform(fold(keys, "word"))
             step = lambda states, *others: (jump(self.logits(states, table), *others),)
-            moved = self._at(step, movable, states, x, *draws, t.expand_as(x), h.expand_as(x))[0]
-            return x.masked_scatter(movable, moved)
+            others = (x, *draws, t.expand_as(x), h.expand_as(x))
+            return words.replace(x, by_pieces(step, *map(words.take, (states, *others)))[0])
 
         return TEACHERS[teacher](look, move, seen.x_t, *seen.steps)
-
-    @staticmethod
-    def _at(function, where: Tensor, *grids: Tensor):
-        """``function`` of the values (N, ...) that grids (B, T, ...) have at the positions ``where``."""
-        return by_pieces(function, *(grid[where] for grid in grids))
 
 
 def averaged_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:

@@ -61,14 +61,9 @@ class Reading(NamedTuple):
     mean: Optional[Tensor]
 
 
-def read(states: Tensor, table: Tensor, never: Sequence[int], mean: bool = False) -> Reading:
-    """Tokens, and where asked for :func:`mean_rows`, from the same logits.
-
-    Args:
-        states: (N, D), as in :func:`rounding_loss`.
-        never: ids that are no tokens to read: they count in the mean, but not in ``log_probs``.
-    """
-    vocabulary = Vocabulary.of(table, never)
+def read(states: Tensor, vocabulary: "Vocabulary", mean: bool = False) -> Reading:
+    """Tokens, and where asked for :func:`mean_rows`, from the same logits, for states (N, D) as in
+    :func:`rounding_loss`.  Ids that are never read count in the mean, but not in ``log_probs``."""
     pieces = [read_piece(piece, vocabulary, mean) for piece in in_pieces(states)]
     tokens, log_probs, rows = zip(*pieces)
     return Reading(torch.cat(tokens), torch.cat(log_probs), torch.cat(rows) if mean else None)
@@ -84,8 +79,12 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def of(cls, table: Tensor, never: Sequence[int]) -> "Vocabulary":
-        ids = torch.tensor(list(never), device=table.device)
-        return cls(table, table.new_zeros(len(table)).index_fill_(0, ids, -float("inf")), table[ids])
+        return cls(table, bar(len(table), never).to(table), torch.stack([table[i] for i in never]))
+
+
+def bar(size: int, never: Sequence[int]) -> Tensor:
+    """(size,): minus infinity at the ids ``never``, 0 at others."""
+    return torch.zeros(size).index_fill_(0, torch.tensor(list(never)), -float("inf"))
 
 
 def read_piece(states: Tensor, vocabulary: Vocabulary, mean: bool) -> Reading:

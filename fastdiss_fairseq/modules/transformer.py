@@ -18,6 +18,7 @@ from fairseq.modules import LayerNorm
 from fairseq.modules.fairseq_dropout import FairseqDropout
 
 from ..compat import scaled_dot_product_attention
+from .places import Places
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,9 @@ class Layout(NamedTuple):
     @classmethod
     def packed(cls, mask: Tensor) -> "Layout":
         """Packed, unless there is no padding."""
-        if mask.all():
+        index, real = Places.of(mask).index, mask.flatten()
+        if len(index) == len(real):
             return cls(mask)
-        real = mask.flatten()
-        index = real.nonzero().squeeze(1)
         return cls(mask, index, torch.where(real, real.long().cumsum(0) - 1, real.sum()))
 
     def pack(self, x: Tensor) -> Tensor:

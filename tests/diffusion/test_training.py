@@ -41,7 +41,7 @@ def never(estimate):
 
 def run(plan, is_correct=never, z_0=Z_0, **options):
     network, mask = Network(), torch.ones(z_0.shape[:2], dtype=torch.bool)
-    return network, training_pass(network, is_correct, z_0, mask, plan, PROCESS, **options)
+    return network, training_pass(network, is_correct, z_0, mask, plan.conditioned(), plan, PROCESS, **options)
 
 
 def standard_step(network, key, z_0, probability):
@@ -90,23 +90,24 @@ def test_number_of_evaluations(scp, beta, without_gradient):
 def test_nobody_conditioned_costs_nothing():
     network, found = run(TrainingPlan(KEY, 0.0, Perturbation(hops=2)))
     assert network.with_gradient == [True]
-    assert not network.calls[0][2].any() and not found.conditioned.any() and found.gap == 0
+    assert not network.calls[0][2].any() and found.gap == 0
 
 
 def test_everybody_is_conditioned_at_probability_one():
-    network, found = run(TrainingPlan(KEY, 1.0))
-    assert found.conditioned.all() and network.calls[-1][2].flatten(1).any(1).all()
+    network, _ = run(TrainingPlan(KEY, 1.0))
+    assert network.calls[-1][2].flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("scp", [None, Perturbation(), Perturbation("gamma", "fresh", 2)])
 @pytest.mark.parametrize("beta", [1.0, 3.0])
 def test_estimates_are_made_for_the_conditioned_sentences_alone(scp, beta):
-    network, found = run(TrainingPlan(KEY, 0.5, scp, beta), half_right)
-    chosen = found.conditioned.nonzero().squeeze(1)
+    plan = TrainingPlan(KEY, 0.5, scp, beta)
+    network, _ = run(plan, half_right)
+    chosen = plan.conditioned()
     assert 0 < len(chosen) < B
     z, t, z_bar, rows, _ = network.calls[-1]
     assert rows is None
-    assert not z_bar[~found.conditioned].any() and z_bar[chosen].flatten(1).any(1).all()
+    assert z_bar.flatten(1).any(1).nonzero().squeeze(1).tolist() == chosen.tolist()
     for _, _, _, rows, _ in network.calls[beta > 1 : -1]:
         assert torch.equal(rows, chosen)
 
@@ -159,7 +160,7 @@ def test_scp_conditions_on_a_later_time_than_mans_chose(beta):
 def test_scp_changes_the_estimate_and_nothing_else():
     standard, a = run(TrainingPlan(KEY, 0.5))
     perturbed, b = run(TrainingPlan(KEY, 0.5, Perturbation()))
-    assert torch.equal(a.t, b.t) and torch.equal(a.conditioned, b.conditioned)
+    assert torch.equal(a.t, b.t) and torch.equal(standard.calls[0][3], perturbed.calls[0][3])
     assert torch.equal(standard.calls[-1][0], perturbed.calls[-1][0])
     assert not torch.allclose(standard.calls[-1][2], perturbed.calls[-1][2])
 
@@ -176,11 +177,13 @@ def test_a_sentence_does_not_depend_on_the_others(scp, beta):
 def test_times_and_conditioning_are_spread_as_asked():
     key = fold(torch.arange(20_000), "many")
     z_0 = torch.zeros(len(key), 1, 1)
-    _, found = run(TrainingPlan(key, 0.3), z_0=z_0)
-    assert abs(found.conditioned.float().mean() - 0.3) < 5 * (0.21 / len(key)) ** 0.5
+    plan = TrainingPlan(key, 0.3)
+    _, found = run(plan, z_0=z_0)
+    conditioned = torch.zeros(len(key)).index_fill(0, plan.conditioned(), 1)
+    assert abs(conditioned.mean() - 0.3) < 5 * (0.21 / len(key)) ** 0.5
     ordered = found.t.flatten().sort()[0]
     assert (ordered - torch.arange(1, len(key) + 1) / len(key)).abs().max() < 1.95 / len(key) ** 0.5
-    correlation = torch.corrcoef(torch.stack((found.t.flatten(), found.conditioned.float())))[0, 1]
+    correlation = torch.corrcoef(torch.stack((found.t.flatten(), conditioned)))[0, 1]
     assert abs(correlation) < 5 / len(key) ** 0.5
 
 
@@ -232,9 +235,10 @@ def test_known_tokens_are_clean_and_mans_leaves_them_known(scp):
 
 @pytest.mark.parametrize("scp", [None, Perturbation(), Perturbation(hops=2)])
 def test_self_conditioning_gets_the_refined_estimate(scp):
-    network, found = run(TrainingPlan(KEY, 0.5, scp), refine=lambda estimate, rows: torch.full_like(estimate, 7.0))
-    z_bar = network.calls[-1][2]
-    assert (z_bar[found.conditioned] == 7).all() and not z_bar[~found.conditioned].any()
+    plan = TrainingPlan(KEY, 0.5, scp)
+    network, _ = run(plan, refine=lambda estimate: torch.full_like(estimate, 7.0))
+    expected = torch.zeros_like(Z_0).index_fill(0, plan.conditioned(), 7)
+    assert torch.equal(network.calls[-1][2], expected)
     first, *between = [call[2] for call in network.calls[:-1]]
     assert not first.any() and all((condition == 7).all() for condition in between)
 
