@@ -48,7 +48,9 @@ def test_the_text_after_each_step(model):
 
 def test_nothing_and_empty_lines(model):
     assert model.translate([]) == []
-    assert len(model.translate(["", "   ", "\n"], steps=1)) == 3
+    assert model.translate(["", "   ", "\n"], steps=1) == ["", "", ""]
+    (best, *others), (word, *_) = model.decode([" ", SENTENCES[0]], steps=2, length_beam=3, return_steps=True)
+    assert len(others) == 2 and best.text == "" and best.steps == ["", ""] and word.text
 
 
 @pytest.mark.parametrize(
