@@ -262,6 +262,7 @@ def test_the_teacher_moves_words_alone_and_sees_half_steps(monkeypatch):
 def generate(sources, net=NET, steps=None, **options):
     options.setdefault("decoding_steps", 3)
     options.setdefault("decoding_temperature", 1.0)
+    options.setdefault("decoding_repeats", "keep")
     built = task().build_generator([net], Namespace(**options))
     return built.generate([net], batch(sources), decoding_steps=steps)
 

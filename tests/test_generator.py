@@ -27,8 +27,9 @@ def decoding(request=None, **task_options):
 
 
 def generator(net=NET, **options):
-    """A generator with options given as the request."""
+    """A generator with options given as the request; repeats, of which untrained models are full, stay."""
     options.setdefault("decoding_steps", 3)
+    options.setdefault("decoding_repeats", "keep")
     return task().build_generator([net], Namespace(**options))
 
 
@@ -38,7 +39,8 @@ def generate(sources, net=NET, steps=None, **options):
 
 def deployed(net, **options):
     """What a model says that is changed for decoding."""
-    return task(**options).build_generator([net], Namespace(decoding_steps=2)).generate([net], batch(SOURCES))
+    request = Namespace(decoding_steps=2, decoding_repeats="keep")
+    return task(**options).build_generator([net], request).generate([net], batch(SOURCES))
 
 
 def words(hypotheses):
@@ -57,6 +59,7 @@ def test_stock_request_and_stock_task_give_the_documented_defaults():
     assert (found.sampler.noise_factor, found.sampler.told_noise_factor) == (factor, TOLD_RATIO * factor)
     assert found.sampler.trained == NET.process
     assert (found.early_exit, found.history, found.seed) == (False, False, 1)
+    assert (found.repeats, found.length_factor) == ("merge", 1.0)
 
 
 @pytest.mark.parametrize("request_type", [GenerationConfig, Namespace])
@@ -128,6 +131,9 @@ def test_unknown_options_of_a_namespace_are_named():
         ({"decoding_self_conditioning": "twice"}, "unknown self-conditioning"),
         ({"decoding_choice": "best"}, "unknown choice 'best'.*mbr"),
         ({"decoding_estimate": "best"}, "unknown estimate 'best'.*expected"),
+        ({"decoding_repeats": "drop"}, "unknown treatment of repeats 'drop'.*merge, keep"),
+        ({"decoding_length_factor": 0.0}, "--decoding-length-factor must be a number above 0"),
+        ({"decoding_length_factor": float("nan")}, "--decoding-length-factor"),
         ({"decoding_noise_factor": 0.0}, "positive"),
         ({"decoding_temperature": -1.0}, "temperature"),
         ({"decoding_choice": "ar"}, "second --path"),
@@ -367,6 +373,31 @@ def test_another_seed_is_other_noise_and_the_same_seed_the_same():
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.parametrize("choice", ["score", "mbr"])
+def test_merged_repeats_are_those_of_the_same_candidates(choice):
+    beams = dict(length_beam=3, retain_iter_history=True, decoding_choice=choice)
+    kept, merged = generate(SOURCES, **beams), generate(SOURCES, decoding_repeats="merge", **beams)
+    special = TASK.target_dictionary.nspecial
+    once = lambda tokens: [t for i, t in enumerate(tokens) if not i or t < special or t != tokens[i - 1]]
+    raw = [sorted(map(once, sentence)) for sentence in words(kept)]
+    assert raw == [sorted(sentence) for sentence in words(merged)]
+    assert raw != [sorted(sentence) for sentence in words(kept)], "nothing was repeated"
+    for sentence in merged:
+        for h in sentence:
+            assert h["tokens"].tolist() == once(h["history"][-1]["tokens"].tolist())
+            assert len(h["tokens"]) == len(h["positional_scores"])
+            if choice == "score":
+                assert torch.allclose(h["score"], h["positional_scores"].mean())
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.5, 1.5, 100.0])
+def test_the_length_factor_multiplies_lengths_within_their_limits(factor):
+    longest = NET.cfg.max_target_positions
+    plain, changed = (words(generate(SOURCES, decoding_length_factor=f)) for f in (1.0, factor))
+    for (before,), (after,) in zip(plain, changed):
+        assert len(after) == min(max(round(len(before) * factor), 1), longest)
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 @every_solver
 def test_history_holds_every_step_and_ends_in_the_result(steps, solver):
@@ -545,7 +576,8 @@ def test_onnx_runtime_says_the_same(options):
     options = dict(options)
     shared = {"share_all_embeddings": options.pop("share", False)}
     exact, net = model(seed=3, **shared), model(seed=3, **shared)
-    built = task(decoding_onnx=True).build_generator([net], Namespace(decoding_steps=4, **options))
+    request = Namespace(decoding_steps=4, decoding_repeats="keep", **options)
+    built = task(decoding_onnx=True).build_generator([net], request)
     for sources in (SOURCES, SOURCES[:1], [[5]], SOURCES * 3):
         found = built.generate([net], batch(sources))
         for ours, theirs in zip(found, generate(sources, net=exact, decoding_steps=4, **options)):

@@ -10,13 +10,15 @@ from ..diffusion.sampling import Read
 
 class Candidates(NamedTuple):
     """Decoded candidates of S sentences: ``tokens``, ``log_probs`` and ``mask`` (S, C, T),
-    ``steps`` (S,) network evaluations, and ``history``, what stood after each step."""
+    ``steps`` (S,) network evaluations, and ``history``, what stood after each step at the ``places`` (S, C, T)
+    that were decoded."""
 
     tokens: Tensor
     log_probs: Tensor
     mask: Tensor
     steps: Tensor
     history: List[Read]
+    places: Tensor
 
     def on_host(self) -> "Candidates":
         """The same on the CPU, fetched as a whole before they are looked at one by one."""
@@ -24,7 +26,28 @@ class Candidates(NamedTuple):
             Read(step.tokens.cpu(), step.log_probs.cpu(), None if step.rows is None else step.rows.cpu())
             for step in self.history
         ]
-        return Candidates(self.tokens.cpu(), self.log_probs.cpu(), self.mask.cpu(), self.steps.cpu(), history)
+        moved = {name: getattr(self, name).cpu() for name in self._fields if name != "history"}
+        return Candidates(history=history, **moved)
+
+    def merged(self, words: Tensor) -> "Candidates":
+        """The same with one token for each run of equal ones, with the log-probability of its most certain one.
+
+        Positions that are predicted in parallel do not know of each other, and say the same word twice; taking one of
+        them is customary for such models (Lee et al., 2018).  The history stays as it was.
+
+        Args:
+            words: (V,) True for the ids of which runs are merged.
+        """
+        first = torch.ones_like(self.mask)
+        first[..., 1:] = (self.tokens[..., 1:] != self.tokens[..., :-1]) | ~self.mask[..., 1:]
+        first |= ~words[self.tokens]
+        run = first.long().cumsum(-1) - 1  # the position that each token goes to
+        lowest = torch.full_like(self.log_probs, -float("inf"))
+        log_probs = lowest.scatter_reduce(-1, run, self.log_probs, "amax")
+        kept = (first & self.mask).sum(-1, keepdim=True)
+        mask = torch.arange(self.mask.size(-1), device=self.mask.device) < kept
+        tokens = torch.zeros_like(self.tokens).scatter(-1, run, self.tokens)
+        return self._replace(tokens=tokens, log_probs=log_probs.masked_fill(~mask, 0.0), mask=mask)
 
 
 class Special(NamedTuple):
@@ -37,6 +60,13 @@ class Special(NamedTuple):
     @classmethod
     def of(cls, dictionary) -> "Special":
         return cls(dictionary.pad(), dictionary.bos(), dictionary.eos())
+
+
+def with_letters(dictionary) -> Tensor:
+    """(V,) True for the tokens that have a letter: only of these is a run a mistake, not of signs, as in C++."""
+    return torch.tensor(
+        [any(map(str.isalpha, dictionary[i])) and i >= dictionary.nspecial for i in range(len(dictionary))]
+    )
 
 
 def last_positions(mask: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from ..models.config import option
 #: Solvers of either family.
 SOLVER_NAMES = (*DECODING_SOLVERS, *JUMPS)
 CHOICES = ("score", "mbr", "ar")
+#: What becomes of a token that is predicted several times in a row.
+REPEATS = ("merge", "keep")
 #: The first is the default.
 ESTIMATES = ("expected", "direct", "rounded")
 #: Estimates of either family.
@@ -71,6 +73,14 @@ class DecodingConfig(FairseqDataclass):
     )
     length_beam: Optional[int] = option(None, "candidate lengths a sentence (default: --iter-decode-with-beam)")
     noise_beam: int = option(1, "noise seeds a length")
+    decoding_repeats: ChoiceEnum(list(REPEATS)) = option(
+        "merge",
+        "of a token that comes several times in a row, keep one (merge, before candidates are chosen) or all (keep: where "
+        "words do repeat, as Chinese characters); tokens without a letter are always kept",
+    )
+    decoding_length_factor: float = option(
+        1.0, "multiply the candidate lengths by this: with merged repeats, about 1.06 is better for K = 1 and 2"
+    )
     decoding_choice: ChoiceEnum(list(CHOICES)) = option(
         "score",
         "choose among candidates by mean log-probability, by MBR (BLEU between candidates), or by an "
@@ -106,6 +116,8 @@ class Decoding:
     estimate: str
     length_beam: int
     noise_beam: int
+    repeats: str
+    length_factor: float
     choice: str
     early_exit: bool
     history: bool
@@ -152,6 +164,8 @@ def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:
         estimate=_known("estimate", str(given("decoding_estimate", family.estimates[0])), family.estimates),
         length_beam=positive("--length-beam", given("length_beam", value("iter_decode_with_beam"))),
         noise_beam=positive("--noise-beam", value("noise_beam")),
+        repeats=_known("treatment of repeats", str(value("decoding_repeats")), REPEATS),
+        length_factor=_above_zero("--decoding-length-factor", value("decoding_length_factor")),
         choice=_known("choice", "ar" if rerank else str(value("decoding_choice")), CHOICES),
         early_exit=value("early_exit") and not value("iter_decode_force_max_iter"),
         history=value("retain_iter_history") or value("print_step"),
@@ -225,6 +239,12 @@ def positive(flag: str, value) -> int:
     return int(value)
 
 
+def _above_zero(flag: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise FastDiSSError(f"{flag} must be a number above 0, not {value!r}")
+    return float(value)
+
+
 def _known(kind: str, name: str, names: Sequence[str]) -> str:
     if name not in names:
         raise FastDiSSError(f"unknown {kind} '{name}' (known: {', '.join(names)})")
@@ -241,5 +261,5 @@ def _check(given: dict) -> None:
         value = given.get(field.name)
         if field.type is bool and not isinstance(value, (bool, type(None))):
             raise FastDiSSError(f"{field.name} must be True or False, not {value!r}")
-        if field.type == Optional[float] and not isinstance(value, (float, int, type(None))):
+        if field.type in (float, Optional[float]) and not isinstance(value, (float, int, type(None))):
             raise FastDiSSError(f"{field.name} must be a number, not {value!r}")

@@ -47,7 +47,7 @@ def decode(
         tokens, log_probs = round_all(model, vocabulary, found.estimate, mask, special)
         taken, history = found.steps, found.history
     evaluations = taken * (2 if sampler.self_conditioning == "recompute" else 1)
-    return Candidates(tokens, log_probs, mask, evaluations, history)
+    return Candidates(tokens, log_probs, mask, evaluations, history, places=mask)
 
 
 def round_all(model: FastDiSSModel, vocabulary: Vocabulary, estimate: Tensor, mask: Tensor, special: Special):

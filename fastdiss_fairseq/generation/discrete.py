@@ -44,4 +44,4 @@ def decode(
     history = [laid_out(*step) for step in found.history]
     taken = torch.full_like(key[:, 0], decoding.steps)
     result = laid_out(found.tokens, found.log_probs)
-    return Candidates(result.tokens, result.log_probs, mask, taken, history)
+    return Candidates(result.tokens, result.log_probs, mask, taken, history, places=mask)

@@ -12,7 +12,7 @@ from ..models.base import FewStepModel, Source
 from ..models.fastdiss import FastDiSSModel
 from ..models.fsdfm import FSDFMModel
 from . import continuous, discrete
-from .candidates import Candidates, Special
+from .candidates import Candidates, Special, with_letters
 from .choice import autoregressive_score, mbr, mean_log_probability
 from .config import Decoding, positive
 from .deployment import UNCHANGED, Deployment
@@ -36,7 +36,7 @@ class FastDiSSGenerator:
     def __init__(self, dictionary, decoding: Decoding, deployment: Deployment = UNCHANGED):
         self.decoding, self.deployment = decoding, deployment
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
-        self.special = Special.of(dictionary)
+        self.special, self.words = Special.of(dictionary), with_letters(dictionary)
         self.symbols_to_strip_from_output = {self.eos}
 
     @torch.no_grad()
@@ -53,7 +53,7 @@ class FastDiSSGenerator:
             for each sentence its candidates, best first: ``tokens`` (T,), ``score`` (by which it was
             chosen), ``positional_scores`` (T,) log-probabilities, ``steps`` (network evaluations),
             ``attention`` and ``alignment`` None, and where asked for ``history``, a list with ``tokens`` and
-            ``positional_scores`` after each step that the sentence took.
+            ``positional_scores`` after each step that the sentence took, repeats included.
 
         Raises:
             FastDiSSError: K < 1, a prefix or constraints, or what the deployment asks of a model that cannot do it.
@@ -67,6 +67,9 @@ class FastDiSSGenerator:
             model.eval()
         src_tokens = sample["net_input"]["src_tokens"]
         found = self.decode(models[0], src_tokens, decoding)
+        if decoding.repeats == "merge":
+            self.words = self.words.to(found.tokens.device)
+            found = found.merged(self.words)
         scores = self.choose(models, src_tokens, found, decoding.choice)
         return self._hypotheses(found, scores, decoding)
 
@@ -83,6 +86,7 @@ class FastDiSSGenerator:
         """Noise keys (S, C) and mask (S, C, T) of the candidates: lengths x seeds, lengths first."""
         longest = model.cfg.max_target_positions
         lengths = model.length.top(source.length_logits, source.lengths, decoding.length_beam, longest)
+        lengths = (lengths * decoding.length_factor).round().long().clamp(1, longest)
         seeds = torch.arange(decoding.noise_beam, device=lengths.device)
         own = sentence_key(decoding.seed, src_tokens, src_tokens.ne(self.pad))
         key = fold(own.unsqueeze(1), "candidate", seeds).repeat(1, lengths.size(1))
@@ -107,7 +111,7 @@ class FastDiSSGenerator:
         ]
 
     def _hypothesis(self, found: Candidates, scores: Tensor, i: int, j: int, history: bool):
-        real = found.mask[i, j]
+        real, decoded = found.mask[i, j], found.places[i, j]
         hypothesis = {
             "tokens": found.tokens[i, j][real],
             "score": scores[i, j],
@@ -118,7 +122,7 @@ class FastDiSSGenerator:
         }
         if history:
             hypothesis["history"] = [
-                {"tokens": step.tokens[i, j][real], "positional_scores": step.log_probs[i, j][real]}
+                {"tokens": step.tokens[i, j][decoded], "positional_scores": step.log_probs[i, j][decoded]}
                 for step in found.history
                 if step.rows is None or bool((step.rows == i).any())
             ]

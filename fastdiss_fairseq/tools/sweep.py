@@ -23,7 +23,7 @@ from fairseq import checkpoint_utils, utils
 
 from ..compat import FastDiSSError
 from ..diffusion.sampling import SELF_CONDITIONING
-from ..generation.config import CHOICES, ESTIMATE_NAMES, SOLVER_NAMES
+from ..generation.config import CHOICES, ESTIMATE_NAMES, REPEATS, SOLVER_NAMES
 from ..generation.generator import check_models
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
@@ -42,6 +42,8 @@ SETTINGS = {
     "temperature": "decoding_temperature",
     "length_beam": "length_beam",
     "noise_beam": "noise_beam",
+    "repeats": "decoding_repeats",
+    "length_factor": "decoding_length_factor",
     "choice": "decoding_choice",
 }
 CHECKPOINT = re.compile(r"'path': '([^']+)'")  # in the configuration that fairseq-generate logs
@@ -96,6 +98,8 @@ def get_parser() -> argparse.ArgumentParser:
     grid.add_argument("--temperature", type=float, nargs="+", default=[None], help="likewise")
     grid.add_argument("--length-beam", type=int, nargs="+", default=[1])
     grid.add_argument("--noise-beam", type=int, nargs="+", default=[1])
+    grid.add_argument("--repeats", nargs="+", default=["merge"], choices=REPEATS)
+    grid.add_argument("--length-factor", type=float, nargs="+", default=[1.0])
     grid.add_argument("--choice", nargs="+", default=["score"], choices=[c for c in CHOICES if c != "ar"])
     return parser
 

@@ -164,7 +164,8 @@ def page(model: FastDiSS, sentences: Sequence[str], steps: int, choice: str, **o
             f'<h1>FastDiSS, step by step</h1>\n<p class="soft">{escape(settings)}</p>',
             f"<p>Confidence of a token when it was predicted last: {legend}</p>",
             '<p>A framed token <span class="t new">changed</span> in this step; one with a dashed frame '
-            '<span class="t again">was looked at again</span> and stayed. @@ joins pieces of a word.</p>',
+            '<span class="t again">was looked at again</span> and stayed. @@ joins pieces of a word. '
+            "Of equal tokens in a row the result has one, unless repeats are kept.</p>",
             *(section(model, i, s, f, choice) for i, (s, f) in enumerate(zip(sentences, found), 1)),
             "</main>\n</body>\n</html>\n",
         ]
