@@ -1,7 +1,7 @@
 import torch
 from fairseq.data import Dictionary
 
-from fastdiss_fairseq.generation.candidates import Candidates, with_letters
+from fastdiss_fairseq.generation.candidates import Candidates, Decoded, with_letters
 
 PAD = 1
 #: Ids below 20 are words, of which the specials' runs do not matter; the others are signs.
@@ -16,7 +16,7 @@ def candidates(rows, log_probs=None, padding=PAD):
     if log_probs is None:
         log_probs = [[-1.0] * len(row) for row in rows]
     numbers = torch.tensor([[row + [0.0] * (width - len(row)) for row in log_probs]])
-    return Candidates(tokens, numbers, mask, torch.tensor([3]), [], mask)
+    return Candidates.of(Decoded(tokens, numbers, torch.tensor([3]), []), mask, torch.zeros(mask.shape[:2]))
 
 
 def real(found):

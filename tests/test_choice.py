@@ -108,6 +108,8 @@ def test_mean_log_probability_is_over_the_real_tokens():
     log_probs = torch.tensor([[[-1.0, -3.0, -99.0], [-2.0, -99.0, -99.0], [-1.0, -2.0, -6.0]]])
     mask = torch.tensor([[[True, True, False], [True, False, False], [True, True, True]]])
     assert mean_log_probability(log_probs, mask).tolist() == [[-2.0, -2.0, -3.0]]
+    of_lengths = torch.tensor([[-1.0, -2.0, -3.0]])
+    assert mean_log_probability(log_probs, mask, of_lengths).tolist() == [[-2.5, -4.0, -4.0]]
 
 
 class Reranker:

@@ -321,10 +321,27 @@ def test_hypotheses_are_ordered_complete_and_well_formed(options):
             assert h["attention"] is None and h["alignment"] is None and "history" not in h
 
 
-def test_score_is_the_mean_of_the_positional_scores():
-    for sentence in generate(SOURCES, length_beam=3):
+def test_score_is_the_log_probability_per_token_of_the_tokens_and_their_number():
+    source = NET.encode(batch(SOURCES)["net_input"]["src_tokens"])
+    of_lengths = source.length_logits.log_softmax(-1)
+    for number, sentence in enumerate(generate(SOURCES, length_beam=3)):
         for h in sentence:
-            assert h["score"].item() == pytest.approx(h["positional_scores"].mean().item(), rel=1e-5)
+            tokens = len(h["tokens"])
+            offset = tokens - int(source.lengths[number]) + NET.length.max_offset
+            expected = (h["positional_scores"].sum() + of_lengths[number, offset]) / tokens
+            assert h["score"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_an_unlikely_length_is_not_chosen_for_being_short():
+    """The fewer tokens there are, the easier each is; the length predictor has its say."""
+    net = model()
+    with torch.no_grad():
+        net.length.output.weight.zero_()
+        net.length.output.bias.copy_(
+            -10.0 * torch.arange(2.0 * net.length.max_offset + 1).sub(net.length.max_offset).abs()
+        )
+    for source, (best, *_) in zip(SOURCES, generate(SOURCES, net=net, length_beam=5)):
+        assert len(best["tokens"]) == int(batch([source])["net_input"]["src_tokens"].ne(PAD).sum())
 
 
 def test_positional_scores_have_storage_of_their_own():
@@ -340,7 +357,7 @@ def test_positional_scores_have_storage_of_their_own():
 
 def test_candidates_cover_the_likeliest_lengths_with_each_seed():
     source = NET.encode(batch(SOURCES)["net_input"]["src_tokens"])
-    lengths = NET.length.top(source.length_logits, source.lengths, 3, 64).tolist()
+    lengths = NET.length.top(source.length_logits, source.lengths, 3, 64)[0].tolist()
     for sentence, expected in zip(generate(SOURCES, length_beam=3, noise_beam=2), lengths):
         assert sorted(len(h["tokens"]) for h in sentence) == sorted(expected * 2)
 
@@ -387,7 +404,7 @@ def test_merged_repeats_are_those_of_the_same_candidates(choice):
             assert h["tokens"].tolist() == once(h["history"][-1]["tokens"].tolist())
             assert len(h["tokens"]) == len(h["positional_scores"])
             if choice == "score":
-                assert torch.allclose(h["score"], h["positional_scores"].mean())
+                assert float(h["score"]) <= float(h["positional_scores"].mean())
 
 
 @pytest.mark.parametrize("factor", [0.01, 0.5, 1.5, 100.0])

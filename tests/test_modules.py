@@ -285,7 +285,7 @@ def top(preferences, source, beam, longest, max_offset=5):
     logits = torch.full((1, 2 * max_offset + 1), -10.0)
     for rank, offset in enumerate(preferences):
         logits[0, offset + max_offset] = 5.0 - rank
-    return LengthPredictor(DIM, max_offset).top(logits, torch.tensor([source]), beam, longest)[0].tolist()
+    return LengthPredictor(DIM, max_offset).top(logits, torch.tensor([source]), beam, longest)[0][0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -310,11 +310,20 @@ def test_likeliest_lengths(preferences, source, beam, longest, expected):
 def test_all_lengths_are_in_range_whatever_the_source(beam, longest):
     source = torch.tensor([1, 2, 5, 8, 60, 70, 1000])
     logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(2))
-    found = LengthPredictor(DIM, 5).top(logits, source, beam, longest)
-    assert found.shape == (7, beam)
+    found, log_probs = LengthPredictor(DIM, 5).top(logits, source, beam, longest)
+    assert found.shape == log_probs.shape == (7, beam)
+    assert torch.isfinite(log_probs).all()
     assert (found >= 1).all() and (found <= longest).all()
 
 
+def test_lengths_come_with_their_log_probabilities():
+    logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(2))
+    source = torch.tensor([20, 30, 40])
+    found, log_probs = LengthPredictor(DIM, 5).top(logits, source, 4, 64)
+    expected = logits.log_softmax(-1).gather(1, found - source.unsqueeze(1) + 5)
+    assert torch.equal(log_probs, expected) and (log_probs.diff(dim=1) <= 0).all()
+
+
 def test_beam_larger_than_the_number_of_offsets():
-    found = LengthPredictor(DIM, 1).top(torch.zeros(2, 3), torch.tensor([5, 1]), 7, 64)
-    assert found.shape == (2, 7)
+    found, log_probs = LengthPredictor(DIM, 1).top(torch.zeros(2, 3), torch.tensor([5, 1]), 7, 64)
+    assert found.shape == log_probs.shape == (2, 7)

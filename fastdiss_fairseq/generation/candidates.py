@@ -8,17 +8,33 @@ from torch import Tensor
 from ..diffusion.sampling import Read
 
 
+class Decoded(NamedTuple):
+    """What a model makes of S sentences' C candidates: ``tokens`` and ``log_probs`` (S, C, T), ``steps`` (S,) network
+    evaluations, and ``history``, what stood after each step."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    steps: Tensor
+    history: List[Read]
+
+
 class Candidates(NamedTuple):
-    """Decoded candidates of S sentences: ``tokens``, ``log_probs`` and ``mask`` (S, C, T),
-    ``steps`` (S,) network evaluations, and ``history``, what stood after each step at the ``places`` (S, C, T)
-    that were decoded."""
+    """Candidates of S sentences: ``tokens``, ``log_probs`` and ``mask`` (S, C, T), the ``length_log_probs`` (S, C) of
+    their predicted lengths, ``steps`` (S,) network evaluations, and ``history``, what stood after each step at the
+    ``places`` (S, C, T) that were decoded."""
 
     tokens: Tensor
     log_probs: Tensor
     mask: Tensor
+    length_log_probs: Tensor
     steps: Tensor
     history: List[Read]
     places: Tensor
+
+    @classmethod
+    def of(cls, decoded: Decoded, mask: Tensor, length_log_probs: Tensor) -> "Candidates":
+        """Candidates as they were decoded at the places ``mask``."""
+        return cls(decoded.tokens, decoded.log_probs, mask, length_log_probs, decoded.steps, decoded.history, mask)
 
     def on_host(self) -> "Candidates":
         """The same on the CPU, fetched as a whole before they are looked at one by one."""

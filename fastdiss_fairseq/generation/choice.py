@@ -1,6 +1,6 @@
 """Choosing among the candidates of a sentence: scores (S, C), larger is better."""
 
-from typing import List
+from typing import List, Union
 
 import torch
 from torch import Tensor
@@ -10,9 +10,11 @@ MAX_ORDER = 4
 SCORED_AT_ONCE = 4096
 
 
-def mean_log_probability(log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real tokens of log-probabilities (S, C, T)."""
-    return (log_probs * mask).sum(-1) / mask.sum(-1)
+def mean_log_probability(log_probs: Tensor, mask: Tensor, of_lengths: Union[Tensor, float] = 0.0) -> Tensor:
+    """Log-probability per real token, (S, C): that of the tokens given the length, ``log_probs`` (S, C, T), and that of
+    the length itself (S, C).  Without the latter candidates of other lengths are not comparable: the fewer tokens, the
+    easier they are."""
+    return ((log_probs * mask).sum(-1) + of_lengths) / mask.sum(-1)
 
 
 def mbr(tokens: Tensor, mask: Tensor, ignored: List[int]) -> Tensor:

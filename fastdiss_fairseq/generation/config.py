@@ -83,7 +83,7 @@ class DecodingConfig(FairseqDataclass):
     )
     decoding_choice: ChoiceEnum(list(CHOICES)) = option(
         "score",
-        "choose among candidates by mean log-probability, by MBR (BLEU between candidates), or by an "
+        "choose among candidates by log-probability per token (that of the length included), by MBR (BLEU between candidates), or by an "
         "autoregressive model given as second --path entry (also: --iter-decode-with-external-reranker)",
     )
     early_exit: bool = option(False, "skip steps of a sentence, or stop it, once they change no token")

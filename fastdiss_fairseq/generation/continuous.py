@@ -9,13 +9,13 @@ from ..models.base import Source
 from ..models.fastdiss import FastDiSSModel
 from ..modules.places import Places
 from ..modules.rounding import Vocabulary
-from .candidates import Candidates, Special, last_positions
+from .candidates import Decoded, Special, last_positions
 from .config import Decoding
 
 
 def decode(
     model: FastDiSSModel, source: Source, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
-) -> Candidates:
+) -> Decoded:
     """All candidates; key (S, C) and mask (S, C, T) lay them out."""
     shape, vocabulary = (mask.size(2), model.cfg.latent_dim), Vocabulary.of(model.table(), special)
     whole = model.denoiser.target(mask.flatten(0, 1))
@@ -47,7 +47,7 @@ def decode(
         tokens, log_probs = round_all(model, vocabulary, found.estimate, mask, special)
         taken, history = found.steps, found.history
     evaluations = taken * (2 if sampler.self_conditioning == "recompute" else 1)
-    return Candidates(tokens, log_probs, mask, evaluations, history, places=mask)
+    return Decoded(tokens, log_probs, evaluations, history)
 
 
 def round_all(model: FastDiSSModel, vocabulary: Vocabulary, estimate: Tensor, mask: Tensor, special: Special):

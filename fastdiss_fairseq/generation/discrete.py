@@ -10,13 +10,13 @@ from ..models.base import Source
 from ..models.fsdfm import FSDFMModel
 from ..modules.places import Places
 from ..modules.rounding import by_pieces
-from .candidates import Candidates, Special, last_positions
+from .candidates import Decoded, Special, last_positions
 from .config import Decoding
 
 
 def decode(
     model: FSDFMModel, source: Source, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
-) -> Candidates:
+) -> Decoded:
     """All candidates; key (S, C) and mask (S, C, T) lay them out."""
     last = last_positions(mask)
     table, target = model.table(), model.denoiser.target(mask.flatten(0, 1))
@@ -44,4 +44,4 @@ def decode(
     history = [laid_out(*step) for step in found.history]
     taken = torch.full_like(key[:, 0], decoding.steps)
     result = laid_out(found.tokens, found.log_probs)
-    return Candidates(result.tokens, result.log_probs, mask, taken, history, places=mask)
+    return Decoded(result.tokens, result.log_probs, taken, history)

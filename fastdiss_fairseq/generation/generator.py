@@ -78,21 +78,23 @@ class FastDiSSGenerator:
         model = model.deployed
         self.deployment.prepare(model, self.special)
         source = model.encode(src_tokens)
-        key, mask = self._layout(model, src_tokens, source, decoding)
+        key, mask, length_log_probs = self._layout(model, src_tokens, source, decoding)
         family = next(kind for kind in DECODERS if isinstance(model, kind))
-        return DECODERS[family](model, source, key, mask, decoding, self.special)
+        decoded = DECODERS[family](model, source, key, mask, decoding, self.special)
+        return Candidates.of(decoded, mask, length_log_probs)
 
     def _layout(self, model, src_tokens: Tensor, source: Source, decoding: Decoding):
-        """Noise keys (S, C) and mask (S, C, T) of the candidates: lengths x seeds, lengths first."""
+        """Noise keys (S, C), mask (S, C, T) and log-probabilities of the lengths (S, C) of the candidates: lengths x
+        seeds, lengths first."""
         longest = model.cfg.max_target_positions
-        lengths = model.length.top(source.length_logits, source.lengths, decoding.length_beam, longest)
+        lengths, log_probs = model.length.top(source.length_logits, source.lengths, decoding.length_beam, longest)
         lengths = (lengths * decoding.length_factor).round().long().clamp(1, longest)
         seeds = torch.arange(decoding.noise_beam, device=lengths.device)
         own = sentence_key(decoding.seed, src_tokens, src_tokens.ne(self.pad))
         key = fold(own.unsqueeze(1), "candidate", seeds).repeat(1, lengths.size(1))
-        lengths = lengths.repeat_interleave(decoding.noise_beam, dim=1)
+        lengths, log_probs = (x.repeat_interleave(decoding.noise_beam, dim=1) for x in (lengths, log_probs))
         positions = torch.arange(int(lengths.max()), device=lengths.device)
-        return key, positions < lengths.unsqueeze(2)
+        return key, positions < lengths.unsqueeze(2), log_probs
 
     def choose(self, models, src_tokens: Tensor, found: Candidates, choice: str) -> Tensor:
         """Scores (S, C) by which candidates are ordered: logarithms, since fairseq prints in base 2."""
@@ -100,7 +102,7 @@ class FastDiSSGenerator:
             return mbr(found.tokens, found.mask, [self.eos]).clamp(min=1e-9).log()
         if choice == "ar":
             return autoregressive_score(models[1], src_tokens, found.tokens, found.mask, self.eos, self.pad)
-        return mean_log_probability(found.log_probs, found.mask)
+        return mean_log_probability(found.log_probs, found.mask, found.length_log_probs)
 
     def _hypotheses(self, found: Candidates, scores: Tensor, decoding: Decoding):
         found, scores = found.on_host(), scores.cpu()

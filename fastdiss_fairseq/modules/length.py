@@ -1,5 +1,7 @@
 """Length prediction: p(T | x), as an offset against the source length."""
 
+from typing import Tuple
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -29,17 +31,18 @@ class LengthPredictor(nn.Module):
         offset = (target - source).clamp(-self.max_offset, self.max_offset)
         return F.cross_entropy(logits, offset + self.max_offset, reduction="none")
 
-    def top(self, logits: Tensor, source: Tensor, beam: int, longest: int) -> Tensor:
-        """The ``beam`` likeliest lengths of each sentence, likeliest first: (B, beam).
+    def top(self, logits: Tensor, source: Tensor, beam: int, longest: int) -> Tuple[Tensor, Tensor]:
+        """The ``beam`` likeliest lengths of each sentence, likeliest first, and their log-probabilities: (B, beam) each.
 
         Lengths lie in [1, longest]; where fewer than ``beam`` of them can be predicted, the
         likeliest one is repeated.
         """
+        log_probs = logits.log_softmax(-1)
         offsets = torch.arange(-self.max_offset, self.max_offset + 1, device=logits.device)
         lengths = source.unsqueeze(1) + offsets
         possible = (lengths >= 1) & (lengths <= longest)
-        scores = logits.masked_fill(~possible, -float("inf"))
+        scores = log_probs.masked_fill(~possible, -float("inf"))
         values, best = scores.topk(min(beam, scores.size(1)), dim=1)
         best = torch.where(values == -float("inf"), best[:, :1], best)
         best = torch.cat((best, best[:, :1].expand(-1, beam - best.size(1))), dim=1)
-        return lengths.clamp(1, longest).gather(1, best)
+        return lengths.clamp(1, longest).gather(1, best), log_probs.gather(1, best)
