@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import inspect
 import math
 import os
@@ -229,6 +230,13 @@ def _attention_by_hand(
     return F.dropout(weights, dropout_p) @ value
 
 
+def no_autocast(device: torch.device):
+    """A context without autocast."""
+    if device.type not in ("cpu", "cuda"):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 _attention = getattr(F, "scaled_dot_product_attention", _attention_by_hand)
 
 
@@ -236,5 +244,5 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, **op
     """torch's, in float32 where it runs on a CPU: its gradient in bfloat16 is ten times slower there."""
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return _attention(query, key, value, **options)
-    with torch.autocast("cpu", enabled=False):
+    with no_autocast(query.device):
         return _attention(query.float(), key.float(), value.float(), **options).type_as(query)

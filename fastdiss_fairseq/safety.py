@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 UNREADABLE = (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, AttributeError, ValueError)
 
 
+#: What torch says where a file cannot be written.
+WRITING = re.compile(r"PytorchStreamWriter|unexpected pos|iostream|file write failed", re.IGNORECASE)
+
+
 def guard_training() -> None:
     """Wrap fairseq's saving, loading and training step."""
     checkpoint_utils._torch_persistent_save = torch.save  # fairseq's tries again behind what it has half written
@@ -49,7 +53,9 @@ def _saving(stock):
         try:
             return stock(obj, filename, *args, **kwargs)
         except (OSError, RuntimeError) as error:
-            raise not_saved(filename, error) from error
+            if isinstance(error, OSError) or WRITING.search(str(error)):
+                raise not_saved(filename, error) from error
+            raise  # a fault of the device that shows when its tensors are fetched is no full disk
 
     return save
 
@@ -196,6 +202,8 @@ def _stepping(stock):
         try:
             return stock(trainer, samples, *args, **kwargs)
         except FloatingPointError as error:
+            if any("id" not in sample for sample in samples if sample):  # multilingual tasks have batches of batches
+                raise
             ids = [number for sample in samples if sample for number in sample["id"].tolist()]
             raise FastDiSSError(
                 f"update {trainer.get_num_updates() + 1} stopped: {error}; the batch holds the sentences {ids} of the "

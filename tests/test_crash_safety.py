@@ -168,6 +168,19 @@ def test_a_failed_write_is_not_tried_again_behind_what_it_left(tmp_path, monkeyp
     assert checkpoint_utils._torch_persistent_save is write
 
 
+def test_only_faults_of_writing_are_reported_as_such(tmp_path, monkeypatch):
+    """A fault of the device shows when its tensors are fetched for saving."""
+    faults = {"CUDA error: device-side assert triggered": RuntimeError, "unexpected pos 64 vs 0": FastDiSSError}
+    for message, expected in faults.items():
+
+        def fail(obj, stream, message=message):
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(checkpoint_utils, "_torch_persistent_save", fail)
+        with pytest.raises(expected, match=message):
+            checkpoint_utils.torch_persistent_save({}, str(tmp_path / "x.pt"))
+
+
 def test_a_full_disk_ends_the_training_and_keeps_what_was_saved(data, saved, tmp_path):
     """The kernel refuses to let files grow as it does on a full disk, with another number."""
     before = {path.name: path.read_bytes() for path in saved.iterdir()}

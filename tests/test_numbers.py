@@ -8,6 +8,8 @@ from commands import in_process
 from conftest import MODEL, TRAINING
 from helpers import batch, criterion, model
 
+from fastdiss_fairseq.safety import _stepping
+
 EOS = 2
 
 #: name: (sources, targets)
@@ -43,3 +45,13 @@ def test_a_loss_that_is_no_number_ends_the_training_and_names_its_batch(data, tm
     assert done.returncode == 1 and message.startswith("fastdiss: error: update 2 stopped: "), done.stderr[-2000:]
     ids = list(map(int, re.search(r"the sentences \[([\d, ]+)\]", message).group(1).split(",")))
     assert len(ids) > 1 and len(set(ids)) == len(ids) and set(ids) <= set(range(120)) and "--lr" in message
+
+
+def test_batches_without_ids_keep_their_own_error():
+    """Tasks for several languages have batches of batches."""
+
+    def broken(trainer, samples):
+        raise FloatingPointError("Nan")
+
+    with pytest.raises(FloatingPointError, match="Nan"):
+        _stepping(broken)(None, [{"de-en": batch([[5, EOS]])}, None])

@@ -28,6 +28,21 @@ def test_rounding_loss_and_its_gradient_are_those_of_torch(smoothing, at_once, m
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_autocast_around_the_forward_pass_alone_changes_no_gradient():
+    """As fairseq's --amp has it: the backward pass computes the logits anew, outside."""
+    torch.manual_seed(0)
+    states, table = 30 * torch.eye(8)[:5], 3 * torch.eye(8)
+    states, table = states.requires_grad_(), table.requires_grad_()
+    target = torch.arange(5)
+    exact = torch.autograd.grad(rounding_loss(states, table, target).loss.sum(), (states, table))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = rounding_loss(states * 1.003, table, target).loss.sum()
+    plain = torch.autograd.grad(rounding_loss(states * 1.003, table, target).loss.sum(), (states, table))
+    found = torch.autograd.grad(loss, (states, table))
+    assert exact[0].abs().max() < 1e-6, "tokens that are already right"
+    assert all(torch.equal(one, other) for one, other in zip(found, plain))
+
+
 def test_rounding_keeps_no_logits_for_the_backward_pass():
     states, table, target, _ = inputs()
     sizes = []

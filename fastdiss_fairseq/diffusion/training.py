@@ -76,23 +76,27 @@ def training_pass(
     times = Times.draw(plan.key, z_0.size(1), plan.mixed_times)
     t = times.tokens
     noise = gaussian(fold(plan.key, "noise"), *z_0.shape[1:])
-    z_t, token_t, moved, first = process.diffuse(z_0, t, noise), t, None, None
+    z_t, token_t, moved = process.diffuse(z_0, t, noise), t, None
     if plan.beta > 1:
         with torch.no_grad():
-            first = denoise(z_t, t, torch.zeros_like(z_t), None)
-            moved = is_correct(first) & (t > 0) & (t < 1)  # what is known, or unknown, stays so
+            looked = denoise(z_t, t, torch.zeros_like(z_t), None)
+            moved = is_correct(looked) & (t > 0) & (t < 1)  # what is known, or unknown, stays so
             token_t = token_times(t, moved, plan.beta)
             times = times._replace(tokens=token_t)
         z_t = process.diffuse(z_0, token_t, noise)
     with torch.no_grad():
-        z_bar, later = _self_condition(denoise, z_0, z_t, times, rows, first, plan, process, refine)
+        z_bar, later = _self_condition(denoise, z_0, z_t, times, rows, plan, process, refine)
         gap = ((later - token_t) * mask).sum(1) / mask.sum(1)
     estimate = denoise(z_t, token_t, z_bar, None)
     return TrainingPass(estimate, t, token_t, moved, gap.sum())
 
 
-def _self_condition(denoise, z_0, z_t, times, rows, first, plan, process, refine):
-    """z_bar (B, T, D), zero for sentences without an estimate, and the times t' they were made at."""
+def _self_condition(denoise, z_0, z_t, times, rows, plan, process, refine):
+    """z_bar (B, T, D), zero for sentences without an estimate, and the times t' they were made at.
+
+    MANS' own look is not used again: it saw less noise, and was right wherever a token was moved, so it would tell the
+    network the answer there, as no step of decoding does.
+    """
     t = later = times.tokens
     z_bar = torch.zeros_like(z_t)
     if len(rows) == 0:
@@ -108,8 +112,6 @@ def _self_condition(denoise, z_0, z_t, times, rows, first, plan, process, refine
             refine,
         )
         later = t.index_copy(0, rows, made_at)
-    elif first is not None:
-        estimate = first[rows]
     else:
         estimate = denoise(z_t[rows], t[rows], z_bar[rows], rows)
     return z_bar.index_copy(0, rows, refine(estimate).to(z_bar.dtype)), later

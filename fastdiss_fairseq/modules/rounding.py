@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ..compat import no_autocast
+
 #: Positions whose logits are computed at a time: they should fit a CPU's cache, or a part of a GPU's memory.
 AT_ONCE = {"cpu": 256, "cuda": 8192}
 
@@ -44,7 +46,10 @@ def rounding_loss(states: Tensor, table: Tensor, target: Tensor, smoothing: floa
         states: (N, D), in the precision that the logits are to be computed in, as ``table`` (V, D).
         target: (N,) ids.
     """
-    return Rounding(*_CrossEntropy.apply(states, table, target, smoothing))
+    with no_autocast(
+        states.device
+    ):  # fairseq's --amp leaves it before the backward pass, whose logits must be the same
+        return Rounding(*_CrossEntropy.apply(states, table, target, smoothing))
 
 
 def nearest_token(states: Tensor, table: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def test_without_scp_and_mans_the_step_is_standard_diffusion_bit_for_bit(probabi
     "scp, beta, without_gradient",
     [
         (None, 1.0, 1),
-        (None, 2.0, 1),  # MANS' pass serves self-conditioning too
+        (None, 2.0, 2),
         (Perturbation(), 1.0, 1),
         (Perturbation(), 2.0, 2),
         (Perturbation(hops=2), 1.0, 2),
@@ -142,10 +142,13 @@ def test_mans_moves_the_right_tokens_with_the_same_noise():
     assert torch.equal(z, expected)
 
 
-def test_mans_estimate_serves_self_conditioning_where_scp_is_off():
+def test_without_scp_the_estimate_is_made_at_the_times_that_mans_chose():
+    """MANS' own look saw less noise, and holds the right answer at every token it moved."""
     network, found = run(TrainingPlan(KEY, 1.0, None, 2.0), half_right)
-    first = network.weight * network.calls[0][0] * (1.5 - found.t.unsqueeze(-1))
-    assert torch.equal(network.calls[-1][2], first.detach())
+    (z_look, *_), (z_estimate, t, *_), (z, _, z_bar, *_) = network.calls
+    assert torch.equal(z_estimate, z) and torch.equal(t, found.token_t) and not torch.equal(z_look, z)
+    estimate = network.weight * z * (1.5 - found.token_t.unsqueeze(-1))
+    assert torch.equal(z_bar, estimate.detach()) and found.gap == 0
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.0])
