@@ -52,6 +52,8 @@ def explanation(error: BaseException) -> Optional[str]:
         return f"the text is not UTF-8: {error}"
     if isinstance(error, (FastDiSSError, OSError)):
         return str(error)
+    if "Error merging override tokenizer." in str(error):  # fairseq passes the languages on before it infers them
+        return "--tokenizer moses needs to know the languages: give -s and -t, such as -s de -t en"
     refused = isinstance(error, (AssertionError, ValueError)) and str(error)
     return str(error) if refused and _raised_by_a_command(error) else None
 

@@ -59,8 +59,11 @@ class FastDiSS:
                 ``decoding_bf16=True``, ``decoding_int8=True``, ``decoding_compile=True``.
 
         Raises:
-            FastDiSSError: no bundle, a file whose checksum is not the bundle's, no such reranker, or an unknown option.
+            FastDiSSError: no bundle, a file whose checksum is not the bundle's, no such reranker, an unknown option, or no GPU
+                where one is asked for.
         """
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise FastDiSSError(f"torch sees no GPU here for device {device}")
         with opened(folder) as folder:
             return cls._from_folder(folder, device, reranker, options)
 

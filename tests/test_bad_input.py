@@ -103,6 +103,9 @@ def places(data, other_data, reranker, checkpoint, transformer, text, tmp_path_f
     shutil.copy(checkpoint, folder / "resumed" / "checkpoint_last.pt")
     (folder / "damaged").mkdir()
     shutil.copy(folder / "truncated", folder / "damaged" / "checkpoint_last.pt")
+    (folder / "bundle").mkdir()
+    shutil.copy(checkpoint, folder / "bundle" / "model.pt")
+    (folder / "bundle" / "bundle.json").write_text("{}\n")
     (folder / "file").write_text("no folder\n")
     paths = {path.name: path for path in folder.iterdir()}
     return {
@@ -221,6 +224,8 @@ train $other --share-all-embeddings                                    | joined 
 train $data --save-dir $file                                           | $file
 train $data --restore-file $folder/none.pt                             | none.pt
 train $data --restore-file $garbage                                    | no checkpoint
+train $data --restore-file $bundle/model.pt                            | no optimizer to go on with: give it as --finetune-from-model
+generate $data --path $checkpoint --tokenizer moses                     | --tokenizer moses needs to know the languages
 train $data --finetune-from-model $folder/none.pt                      | none.pt
 train $data --save-dir $damaged                                        | damaged
 train $data --save-dir $resumed $sizes --encoder-ffn-embed-dim 48      | trained with

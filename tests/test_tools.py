@@ -247,6 +247,7 @@ def test_a_single_candidate_is_decoded_once():
         (["--outputs", "=x"], "SYSTEM[:STEPS]=FILE"),
         (["--outputs", "cmlm:many=x"], "SYSTEM[:STEPS]=FILE"),
         (["--outputs", "cmlm=missing"], "cannot read missing"),
+        (["--path", "none.pt", "--outputs", "cmlm=missing"], "cannot read missing"),  # before anything is decoded
         (["--reference", "missing"], "cannot read missing"),
     ],
 )

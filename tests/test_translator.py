@@ -171,3 +171,9 @@ def test_what_changes_the_model_is_said_when_it_is_loaded(model):
     assert {p.dtype for p in coarse.models[0].parameters()} == {torch.bfloat16}
     with pytest.raises(FastDiSSError, match="unknown option: half"):
         FastDiSS.from_pretrained(BUNDLE, half=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path):
+    with pytest.raises(FastDiSSError, match="no GPU"):
+        FastDiSS.from_pretrained(tmp_path, device="cuda:0")

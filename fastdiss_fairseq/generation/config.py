@@ -124,8 +124,9 @@ class Decoding:
     seed: int
 
     def __str__(self):
-        candidates = f"{self.length_beam} lengths x {self.noise_beam} seeds, choice by {self.choice}"
-        return f"K = {self.steps}, {self.sampler.solver}, {candidates}"
+        count = self.length_beam * self.noise_beam
+        beams = f"{count} candidates ({self.length_beam} lengths x {self.noise_beam} seeds), choice by {self.choice}"
+        return f"K = {self.steps}, {self.sampler.solver}, {beams if count > 1 else '1 candidate'}"
 
 
 def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:

@@ -15,7 +15,7 @@ import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from tqdm import tqdm
 
@@ -184,9 +184,10 @@ def decode(loaded: Loaded, found: List[dict], cell: Dict[str, object], args, pro
     return [lines[i] for i in sorted(lines)], evaluations / len(lines), clock(args) - started
 
 
-def measure(loaded: Loaded, found: List[dict], cell: dict, args, references: List[str], progress) -> tuple:
-    """One cell: its record and its detokenised hypotheses."""
-    lines, evaluations, seconds = decode(loaded, found, cell, args, progress)
+def measure(loaded: Loaded, found: List[dict], asked: dict, args, references: List[str], progress) -> tuple:
+    """One cell, as it was asked for: its record and its detokenised hypotheses."""
+    cell = completed(loaded, asked)
+    lines, evaluations, seconds = decode(loaded, found, asked, args, progress)
     hypotheses = scoring.detokenise(lines, args.detokenize or loaded.task.cfg.target_lang)
     record = {
         **loaded.facts,
@@ -235,13 +236,19 @@ def scored(hypotheses: List[str], references: List[str], args) -> Dict[str, obje
     }
 
 
-def external(spec: str, args, references: List[str]) -> tuple:
-    """Record and hypotheses of an ``--outputs`` entry; where the file holds fairseq-generate's log too,
-    with its time and what the checkpoint says of itself."""
+def parts_of(spec: str) -> Tuple[str, Optional[int], str]:
+    """System, steps and file of an ``--outputs`` entry."""
     name, equals, path = spec.partition("=")
     system, _, steps = name.partition(":")
     if not equals or not system or (steps and not steps.isdigit()):
         raise FastDiSSError(f"--outputs takes SYSTEM[:STEPS]=FILE, not '{spec}'")
+    return system, int(steps) if steps else None, path
+
+
+def external(spec: str, args, references: List[str]) -> tuple:
+    """Record and hypotheses of an ``--outputs`` entry; where the file holds fairseq-generate's log too,
+    with its time and what the checkpoint says of itself."""
+    system, steps, path = parts_of(spec)
     lines = scoring.read_hypotheses(path)
     hypotheses = scoring.detokenise(lines, args.detokenize) if args.detokenize else lines
     log = "\n".join(scoring.read_lines(path))
@@ -252,7 +259,7 @@ def external(spec: str, args, references: List[str]) -> tuple:
         **common(args),
         **(facts_of(checkpoint.group(1)) if known else {"seed": None, "updates": None}),
         "system": system,
-        "steps": int(steps) if steps else None,
+        "steps": steps,
         "candidates": None,
         "self_conditioning": None,
         "seconds": seconds,
@@ -292,9 +299,8 @@ class Sweep:
         """Decode the cells of one checkpoint that are missing."""
         loaded = load(path, self.args)
         loaded.facts["system"] = system or loaded.facts["system"]
-        distinct = dict.fromkeys(tuple(completed(loaded, cell).items()) for cell in cells(self.args))
-        wanted = list(map(dict, distinct))
-        missing = [cell for cell in wanted if not self.has(loaded, cell)]
+        distinct = {tuple(completed(loaded, cell).items()): cell for cell in cells(self.args)}
+        missing = [cell for full, cell in distinct.items() if not self.has(loaded, dict(full))]
         if not missing:
             return
         found = batches(loaded.task, self.args)
@@ -315,6 +321,8 @@ def main(arguments=None):
         raise FastDiSSError(f"{len(args.systems)} names for {len(args.path)} checkpoints")
     if min(args.steps) < 1:
         raise FastDiSSError(f"--steps must be at least 1, not {min(args.steps)}")
+    for spec in args.outputs:  # before hours of decoding
+        scoring.read_hypotheses(parts_of(spec)[2])
     sweep = Sweep(args)
     if not args.path and not args.outputs:
         raise FastDiSSError("nothing to do: give checkpoints (--path) or outputs (--outputs)")
