@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -196,11 +197,14 @@ def segmenter(path):
 
 
 def segment(splits, args, codes):
-    """Tokenise all splits, learn BPE on train, apply it everywhere."""
+    """Tokenise all splits, learn BPE on train (or take the codes of ``--like``), apply it everywhere."""
     tokenised = splits
     if not args.tokenised:
         tokenised = map_sides(moses, args.tokenizer_langs, splits, args.workers)
-    learn_bpe((side for pair in tokenised["train"] for side in pair), args.merges, codes)
+    if args.like:
+        shutil.copyfile(Path(args.like) / "codes", codes)
+    else:
+        learn_bpe((side for pair in tokenised["train"] for side in pair), args.merges, codes)
     return map_sides(segmenter, (codes, codes), tokenised, args.workers)
 
 
@@ -215,10 +219,13 @@ def write_pairs(prefix, langs, pairs):
             stream.writelines(pair[side] + "\n" for pair in pairs)
 
 
-def binarise(text, destination, langs, workers):
-    """Run fairseq-preprocess with one dictionary for both sides."""
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--joined-dictionary"]
-    command += ["--source-lang", langs[0], "--target-lang", langs[1]]
+def binarise(text, destination, langs, workers, like=None):
+    """Run fairseq-preprocess, with one dictionary for both sides or with those of the folder ``like``."""
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--source-lang", langs[0], "--target-lang", langs[1]]
+    if like:
+        command += ["--srcdict", f"{like}/dict.{langs[0]}.txt", "--tgtdict", f"{like}/dict.{langs[1]}.txt"]
+    else:
+        command.append("--joined-dictionary")
     for name in SPLITS:
         command += [f"--{name}pref", str(text / name)]
     command += ["--destdir", str(destination), "--workers", str(workers)]
@@ -273,7 +280,7 @@ def build(folder, splits, args):
     with tempfile.TemporaryDirectory() as text:
         for name in SPLITS:
             write_pairs(Path(text) / name, langs, segmented[name])
-        binarise(Path(text), folder, langs, args.workers)
+        binarise(Path(text), folder, langs, args.workers, args.like)
     with open(folder / f"dict.{langs[0]}.txt", encoding="utf-8") as stream:
         vocabulary = sum(not line.startswith("madeupword") for line in stream)
     return {
@@ -287,7 +294,7 @@ def build(folder, splits, args):
 def settings_of(args, splits):
     """The settings, and a digest of the input, that decide what the output folder holds."""
     names = ("source_lang", "target_lang", "tokenizer_langs", "merges")
-    names += ("max_tokens", "max_ratio", "distinct_opening", "keep_eval", "as_published", "tokenised")
+    names += ("max_tokens", "max_ratio", "distinct_opening", "keep_eval", "as_published", "tokenised", "like")
     settings = {name: getattr(args, name) for name in names}
     digest = hashlib.sha256()
     for piece in json.JSONEncoder().iterencode([splits[name] for name in SPLITS]):
@@ -303,7 +310,7 @@ def check_finished(destination, langs, settings):
     if not finished(destination, langs):
         raise PreparationError(f"{destination} is not a finished preparation: please remove it")
     known = json.loads((destination / "stats.json").read_text(encoding="utf-8"))["settings"]
-    known = {"as_published": False, "tokenised": False, **known}  # folders made before there was a choice
+    known = {"as_published": False, "tokenised": False, "like": None, **known}  # folders made before there was a choice
     for name, value in settings.items():
         if known.get(name) != value:
             raise PreparationError(
@@ -373,6 +380,12 @@ def get_parser():
         help="the text is tokenised already and stays so; raw/ in the output folder has it detokenised",
     )
     parser.add_argument("--merges", type=int, default=8000, help="number of BPE merges")
+    parser.add_argument(
+        "--like",
+        metavar="FOLDER",
+        help="take BPE codes and dictionaries from this folder, made by this script or by fastdiss-export, to go on "
+        "training its model (--finetune-from-model)",
+    )
     parser.add_argument("--max-tokens", type=int, default=175, help="longest side of a train pair")
     parser.add_argument("--max-ratio", type=float, default=0.0, help="largest ratio of lengths in train; 0: any")
     parser.add_argument(

@@ -216,6 +216,23 @@ def test_other_settings_or_other_text_are_not_reused(prepared, tmp_path):
     assert_one_line_error(run("prepare_pairs.py", *command(changed, out)), "input_sha256")
 
 
+def test_codes_and_dictionaries_of_another_folder(prepared, tmp_path):
+    """For fine-tuning: other text, the same pieces and numbers of words; a missing folder is named."""
+    _, out, _ = prepared
+    raw = corpus(tmp_path / "raw")
+    for lang in ("de", "en"):
+        lines = (raw / f"train.{lang}").read_text(encoding="utf-8").splitlines(keepends=True)
+        (raw / f"train.{lang}").write_text("".join(lines[:20]), encoding="utf-8")
+    made = tmp_path / "out"
+    result = run("prepare_pairs.py", *command(raw, made, f"--like={out}"))
+    assert result.returncode == 0, result.stderr
+    for name in ("codes", "dict.de.txt", "dict.en.txt", "test.de-en.de.bin"):
+        assert (made / name).read_bytes() == (out / name).read_bytes()
+    assert_one_line_error(run("prepare_pairs.py", *command(raw, made)), "was made with like")
+    nowhere = run("prepare_pairs.py", *command(raw, tmp_path / "new", f"--like={tmp_path / 'nowhere'}"))
+    assert_one_line_error(nowhere, "nowhere")
+
+
 def test_half_made_folder_is_not_trusted(prepared, tmp_path):
     raw, out, _ = prepared
     half = tmp_path / "out"

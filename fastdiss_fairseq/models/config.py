@@ -67,7 +67,8 @@ class FSDFMConfig(ModelConfig):
     """The options of FS-DFM: discrete flow matching."""
 
     noise_source: ChoiceEnum(list(SOURCES)) = option(
-        "uniform", "what tokens are before they are words of the sentence: random words (uniform), or the mask"
+        "mask",
+        "what tokens are before they are words of the sentence: random words (uniform, the paper's), or the mask",
     )
     step_aware: bool = option(
         False,
