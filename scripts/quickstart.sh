@@ -4,7 +4,7 @@
 #
 #   scripts/quickstart.sh [--corpus NAME] [--train] [--minutes N] [--output FOLDER]
 #
-# --corpus   multi30k (default), or debian_synopses or debian_de_en, for which no model is shipped: they train
+# --corpus   multi30k (default), debian_synopses, or debian_de_en, for which no model is shipped: it trains
 # --train    train as well
 # --minutes  time for training (default 9); implies --train
 # --output   where checkpoints, outputs and the table go (default: runs/quickstart_CORPUS)

@@ -49,6 +49,12 @@ def generated(path, sentences):
     return path
 
 
+def test_pieces_of_words_are_noticed(tmp_path, capsys):
+    for text, noticed in (("a por@@ ch", True), ("a por@@", True), ("mail a@@b or @@ ,", False)):
+        assert scoring.read_hypotheses(generated(tmp_path / "gen.txt", [text])) == [text]
+        assert ("--post-process" in capsys.readouterr().err) == noticed
+
+
 def test_scoring(tmp_path):
     sentences = [f"A man number {number} walks down the street ." for number in range(12)]
     output = generated(tmp_path / "gen.txt", sentences)

@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import re
+import sys
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from ..compat import FastDiSSError
@@ -17,6 +18,7 @@ from . import task_metrics
 from .command import run_as_command
 
 HYPOTHESIS = re.compile(r"D-(\d+)\t[^\t]*\t(.*)")
+PIECE = re.compile(r"\S@@( |$)")  # of a word, by subword-nmt
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 METRICS = ("BLEU", "chrF", *ROUGE)
 #: Metrics that single tasks are reported with: BLEU of Moses tokens, also with words split at hyphens; the mean of
@@ -51,6 +53,10 @@ def read_hypotheses(path) -> List[str]:
         found[number] = match.group(2)
     if not found:
         raise FastDiSSError(f"{path}: no D- lines, so this is no output of fairseq-generate")
+    if any(PIECE.search(line) for line in found.values()):
+        print(
+            f"{path} has pieces of words (@@): decode with --post-process subword_nmt to score words", file=sys.stderr
+        )
     return [found[number] for number in sorted(found)]
 
 
