@@ -250,11 +250,9 @@ def test_overfits_a_few_sentences(tmp_path):
 
 
 def test_interactive_shows_the_steps_where_asked_to(data, checkpoint):
-    run = lambda *options: (
-        fastdiss(
-            "interactive", data, "--path", checkpoint, "--cpu", "--decoding-steps", 3, *options, stdin="s1 s2\ns3\n"
-        ).stdout
-    )
+    """They are shown as predicted, so the last is the result where repeats are kept."""
+    always = ["interactive", data, "--path", checkpoint, "--cpu", "--decoding-steps", 3, "--decoding-repeats", "keep"]
+    run = lambda *options: fastdiss(*always, *options, stdin="s1 s2\ns3\n").stdout
     shown = lines(run("--print-step"), "E")
     assert {step: len(texts) for step, texts in shown.items()} == {"1": 2, "2": 2, "3": 2}
     plain = run()
