@@ -241,11 +241,12 @@ def test_stock_transformer_loads_with_safe_loading(data, transformer):
 
 @pytest.mark.slow
 def test_overfits_a_few_sentences(tmp_path):
-    """The whole chain can learn: fifty training sentences are reproduced at every K."""
+    """The whole chain can learn: fifty training sentences, in which words do repeat, are reproduced at every K."""
     data = preprocess_to_memorise(tmp_path)
     train(data, tmp_path / "run", *MEMORY, "--max-update", 900, "--log-interval", 100)
     for steps in (1, 5, 20):
-        bleu = bleu_of(generate(data, tmp_path / "run" / "checkpoint_last.pt", "--decoding-steps", steps))
+        options = ["--decoding-steps", steps, "--decoding-repeats", "keep"]
+        bleu = bleu_of(generate(data, tmp_path / "run" / "checkpoint_last.pt", *options))
         assert bleu > 90, (steps, bleu)
 
 

@@ -194,7 +194,8 @@ def test_a_compiled_network_says_the_same():
     net = model(seed=3)
     for sources in (SOURCES, SOURCES[:1], SOURCES[2:5]):
         exact = generate(sources, net=model(seed=3), decoding_steps=3, length_beam=2)
-        built = task(decoding_compile=True).build_generator([net], Namespace(decoding_steps=3, length_beam=2))
+        request = Namespace(decoding_steps=3, length_beam=2, decoding_repeats="keep")
+        built = task(decoding_compile=True).build_generator([net], request)
         for ours, theirs in zip(built.generate([net], batch(sources)), exact):
             for one, other in zip(ours, theirs):
                 assert one["tokens"].tolist() == other["tokens"].tolist()
