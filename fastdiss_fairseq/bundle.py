@@ -12,10 +12,10 @@ from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPECo
 
 from .compat import FastDiSSError
 from .generation.config import decoding_defaults
-from .safety import DESCRIPTION
 from .tools.records import sha256
 
 WEIGHTS = "model.pt"
+DESCRIPTION = "bundle.json"
 
 
 @contextmanager

@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 UNREADABLE = (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, AttributeError, ValueError)
 
 
-#: The file that makes a folder a bundle.
-DESCRIPTION = "bundle.json"
-
 #: What torch says where a file cannot be written.
 WRITING = re.compile(r"PytorchStreamWriter|unexpected pos|iostream|file write failed", re.IGNORECASE)
 
@@ -122,11 +119,17 @@ def _add_decoding_options(state: dict, overrides: dict) -> None:
 
 def _verify_bundle(path: str) -> None:
     """Where a checkpoint is that of a bundle, raise FastDiSSError unless the bundle's checksums agree."""
-    from .bundle import WEIGHTS, verify
+    from .bundle import verify
+
+    if _is_of_a_bundle(path):
+        verify(Path(path).parent)
+
+
+def _is_of_a_bundle(path: str) -> bool:
+    from .bundle import WEIGHTS, Bundle
 
     folder, name = os.path.split(path)
-    if name == WEIGHTS and os.path.isfile(os.path.join(folder, DESCRIPTION)):
-        verify(Path(folder))
+    return name == WEIGHTS and Bundle.is_at(folder)
 
 
 def fault(path) -> str:
@@ -164,7 +167,7 @@ def _resuming(stock):
     def load_checkpoint(trainer, filename, *args, **kwargs):
         filename = newest_whole(filename)
         goes_on = not (args[0] if args else kwargs.get("reset_optimizer"))
-        if goes_on and os.path.isfile(os.path.join(os.path.dirname(filename), DESCRIPTION)):
+        if goes_on and _is_of_a_bundle(filename):
             raise FastDiSSError(
                 f"{filename} is a bundle's, which has no optimizer to go on with: give it as --finetune-from-model"
             )

@@ -134,6 +134,7 @@ def test_unknown_options_of_a_namespace_are_named():
         ({"decoding_repeats": "drop"}, "unknown treatment of repeats 'drop'.*merge, keep"),
         ({"decoding_length_factor": 0.0}, "--decoding-length-factor must be a number above 0"),
         ({"decoding_length_factor": float("nan")}, "--decoding-length-factor"),
+        ({"decoding_length_factor": None}, "decoding_length_factor must be a number"),
         ({"decoding_noise_factor": 0.0}, "positive"),
         ({"decoding_temperature": -1.0}, "temperature"),
         ({"decoding_choice": "ar"}, "second --path"),

@@ -1,6 +1,7 @@
 """Candidates of a batch, however a model makes them."""
 
-from typing import List, NamedTuple
+import functools
+from typing import List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -80,9 +81,12 @@ class Special(NamedTuple):
 
 def with_letters(dictionary) -> Tensor:
     """(V,) True for the tokens that have a letter: only of these is a run a mistake, not of signs, as in C++."""
-    return torch.tensor(
-        [any(map(str.isalpha, dictionary[i])) and i >= dictionary.nspecial for i in range(len(dictionary))]
-    )
+    return _with_letters(tuple(dictionary.symbols), dictionary.nspecial)
+
+
+@functools.lru_cache(maxsize=8)  # a generator is built for every call from Python
+def _with_letters(symbols: Tuple[str, ...], specials: int) -> Tensor:
+    return torch.tensor([i >= specials and any(map(str.isalpha, symbol)) for i, symbol in enumerate(symbols)])
 
 
 def last_positions(mask: Tensor) -> Tensor:

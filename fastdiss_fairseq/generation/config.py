@@ -79,7 +79,7 @@ class DecodingConfig(FairseqDataclass):
         "words do repeat, as Chinese characters); tokens without a letter are always kept",
     )
     decoding_length_factor: float = option(
-        1.0, "multiply the candidate lengths by this: with merged repeats, about 1.06 is better for K = 1 and 2"
+        1.0, "multiply the candidate lengths by this: with merged repeats, about 1.06 is better for K = 1 to 3"
     )
     decoding_choice: ChoiceEnum(list(CHOICES)) = option(
         "score",
@@ -252,6 +252,10 @@ def _known(kind: str, name: str, names: Sequence[str]) -> str:
     return name
 
 
+#: What a number may be, by the type of its option.
+NUMBERS = {float: (float, int), Optional[float]: (float, int, type(None))}
+
+
 def _check(given: dict) -> None:
     """Raise FastDiSSError where a request of Python or JSON has an unknown name, or a value of another kind."""
     known = {f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind)} - set(MODEL_OPTIONS)
@@ -262,5 +266,5 @@ def _check(given: dict) -> None:
         value = given.get(field.name)
         if field.type is bool and not isinstance(value, (bool, type(None))):
             raise FastDiSSError(f"{field.name} must be True or False, not {value!r}")
-        if field.type in (float, Optional[float]) and not isinstance(value, (float, int, type(None))):
+        if field.type in NUMBERS and not isinstance(given.get(field.name, field.default), NUMBERS[field.type]):
             raise FastDiSSError(f"{field.name} must be a number, not {value!r}")

@@ -23,7 +23,7 @@ from fairseq import checkpoint_utils, utils
 
 from ..compat import FastDiSSError
 from ..diffusion.sampling import SELF_CONDITIONING
-from ..generation.config import CHOICES, ESTIMATE_NAMES, REPEATS, SOLVER_NAMES
+from ..generation.config import CHOICES, ESTIMATE_NAMES, REPEATS, SOLVER_NAMES, decoding_defaults
 from ..generation.generator import check_models
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
@@ -46,6 +46,7 @@ SETTINGS = {
     "length_factor": "decoding_length_factor",
     "choice": "decoding_choice",
 }
+DEFAULTS = decoding_defaults()
 CHECKPOINT = re.compile(r"'path': '([^']+)'")  # in the configuration that fairseq-generate logs
 KEY_FIELDS = ("split", "system", "seed", *SETTINGS)
 
@@ -98,8 +99,8 @@ def get_parser() -> argparse.ArgumentParser:
     grid.add_argument("--temperature", type=float, nargs="+", default=[None], help="likewise")
     grid.add_argument("--length-beam", type=int, nargs="+", default=[1])
     grid.add_argument("--noise-beam", type=int, nargs="+", default=[1])
-    grid.add_argument("--repeats", nargs="+", default=["merge"], choices=REPEATS)
-    grid.add_argument("--length-factor", type=float, nargs="+", default=[1.0])
+    grid.add_argument("--repeats", nargs="+", default=[DEFAULTS["decoding_repeats"]], choices=REPEATS)
+    grid.add_argument("--length-factor", type=float, nargs="+", default=[DEFAULTS["decoding_length_factor"]])
     grid.add_argument("--choice", nargs="+", default=["score"], choices=[c for c in CHOICES if c != "ar"])
     return parser
 
