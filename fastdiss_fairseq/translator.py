@@ -98,10 +98,7 @@ class FastDiSS:
             FastDiSSError: an unknown option, or a value out of its range.
         """
         found = self.search(sentences, steps, batch_size, **{"retain_iter_history": return_steps, **options})
-        return [
-            [self._hypothesis(candidate, blank=not sentence.strip()) for candidate in candidates]
-            for sentence, candidates in zip(sentences, found)
-        ]
+        return [[self._hypothesis(candidate) for candidate in candidates] for candidates in found]
 
     def search(self, sentences: Sequence[str], steps: int = 5, batch_size: int = 64, **options) -> List[List[Dict]]:
         """All candidates of each sentence as the generator gives them: token ids, log-probabilities, and with
@@ -147,7 +144,6 @@ class FastDiSS:
         line = self.task.target_dictionary.string(tokens)
         return line if self.bpe is None else self.tokenizer.decode(self.bpe.decode(line))
 
-    def _hypothesis(self, candidate, blank: bool) -> Hypothesis:
-        text = (lambda tokens: "") if blank else self.text
-        history = [text(step["tokens"]) for step in candidate.get("history", [])]
-        return Hypothesis(text(candidate["tokens"]), float(candidate["score"]), candidate["steps"], history)
+    def _hypothesis(self, candidate) -> Hypothesis:
+        history = [self.text(step["tokens"]) for step in candidate.get("history", [])]
+        return Hypothesis(self.text(candidate["tokens"]), float(candidate["score"]), candidate["steps"], history)

@@ -17,9 +17,9 @@ from fastdiss_fairseq.generation.generator import FastDiSSGenerator
 from fastdiss_fairseq.modules.rounding import Vocabulary
 
 TASK, NET = task(), model()
-SOURCES = sentences(20, seed=3)
-MANY = sentences(100, seed=4)
 BOS, PAD, EOS = 0, 1, 2
+SOURCES = [source for source in sentences(20, seed=3) if source != [EOS]]
+MANY = sentences(100, seed=4)  # some of them without a word
 
 
 def decoding(request=None, **task_options):
@@ -174,7 +174,7 @@ def test_int8_linear_layers_change_little():
     scores = [[float(s[0]["score"]) for s in hypotheses] for hypotheses in (exact, found)]
     assert scores[0] != scores[1]
     alike = sum(abs(a - b) < 0.1 for a, b in zip(*scores))
-    assert alike >= 18  # a close decision about a length may turn
+    assert alike >= len(exact) - 2  # a close decision about a length may turn
 
 
 def test_bfloat16_weights_change_little():
@@ -185,7 +185,7 @@ def test_bfloat16_weights_change_little():
     scores = [[float(s[0]["score"]) for s in hypotheses] for hypotheses in (exact, found)]
     assert scores[0] != scores[1]
     alike = sum(abs(a - b) < 0.1 for a, b in zip(*scores))
-    assert alike >= 18  # a close decision about a length may turn
+    assert alike >= len(exact) - 2  # a close decision about a length may turn
 
 
 @pytest.mark.slow
@@ -464,6 +464,8 @@ def test_empty_and_single_sentences(steps):
         hypotheses = generate(sources, decoding_steps=steps, length_beam=3, retain_iter_history=True)
         assert len(hypotheses) == len(sources) and all(len(sentence) == 3 for sentence in hypotheses)
         assert all(h["tokens"][-1] == EOS and torch.isfinite(h["score"]) for s in hypotheses for h in s)
+        blank = [sentence for source, sentence in zip(sources, hypotheses) if source == [EOS]]
+        assert all(step["tokens"].tolist() == [EOS] for s in blank for h in s for step in [h, *h["history"]])
 
 
 @pytest.mark.parametrize("choice", ["score", "mbr"])
@@ -472,9 +474,9 @@ def test_a_hypothesis_of_the_end_alone(choice):
     net = model()
     net.length.output.weight.data.zero_()
     net.length.output.bias.data.copy_(-torch.arange(17.0))
-    sentence = generate([[EOS]], net, decoding_choice=choice, early_exit=True, retain_iter_history=True)[0]
+    sentence = generate([[5, EOS]], net, decoding_choice=choice, early_exit=True, retain_iter_history=True)[0]
     assert [h["tokens"].tolist() for h in sentence] == [[EOS]]
-    mixed = words(generate([[EOS], [5, 6, 7, 8, 9, 5, 6, 7, 8, 9, EOS]], net, decoding_choice=choice, length_beam=2))
+    mixed = words(generate([[5, EOS], [5, 6, 7, 8, 9, 5, 6, 7, 8, 9, EOS]], net, decoding_choice=choice, length_beam=2))
     assert [EOS] in mixed[0] and sorted(map(len, mixed[1])) == [3, 4]
 
 

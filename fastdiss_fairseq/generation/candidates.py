@@ -66,6 +66,12 @@ class Candidates(NamedTuple):
         tokens = torch.zeros_like(self.tokens).scatter(-1, run, self.tokens)
         return self._replace(tokens=tokens, log_probs=log_probs.masked_fill(~mask, 0.0), mask=mask)
 
+    def emptied(self, blank: Tensor) -> "Candidates":
+        """The same with nothing but the end of sentence where ``blank`` (S,) says so, in the history, too."""
+        kept = ~blank.view(-1, 1, 1)
+        mask, places = (place & kept | last_positions(place) for place in (self.mask, self.places))
+        return self._replace(mask=mask, places=places)
+
 
 class Special(NamedTuple):
     """Ids that are no words."""

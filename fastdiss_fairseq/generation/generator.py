@@ -53,7 +53,8 @@ class FastDiSSGenerator:
             for each sentence its candidates, best first: ``tokens`` (T,), ``score`` (by which it was
             chosen), ``positional_scores`` (T,) log-probabilities, ``steps`` (network evaluations),
             ``attention`` and ``alignment`` None, and where asked for ``history``, a list with ``tokens`` and
-            ``positional_scores`` after each step that the sentence took, repeats included.
+            ``positional_scores`` after each step that the sentence took, repeats included.  Of a source without
+            a word the end of sentence alone.
 
         Raises:
             FastDiSSError: K < 1, a prefix or constraints, or what the deployment asks of a model that cannot do it.
@@ -71,7 +72,8 @@ class FastDiSSGenerator:
             self.words = self.words.to(found.tokens.device)
             found = found.merged(self.words)
         scores = self.choose(models, src_tokens, found, decoding.choice)
-        return self._hypotheses(found, scores, decoding)
+        blank = (src_tokens.eq(self.pad) | src_tokens.eq(self.eos)).all(1)
+        return self._hypotheses(found.emptied(blank), scores, decoding)
 
     def decode(self, model: FewStepModel, src_tokens: Tensor, decoding: Decoding) -> Candidates:
         """All candidates of a batch of sources (S, L)."""
