@@ -51,5 +51,6 @@ if [[ ${#ours[@]} -gt 0 ]]; then
     done
     paths=(--path "${paths[@]}" --systems "${ours[@]}")
 fi
-fastdiss-sweep "$data" "${paths[@]}" ${outputs[@]+--outputs "${outputs[@]}"} --reference "$data/raw/test.$target_lang" \
+fastdiss-sweep "$data" "${paths[@]}" ${outputs[@]+--outputs "${outputs[@]}" --output-repeats keep merge} \
+    --reference "$data/raw/test.$target_lang" \
     --detokenize "${languages##* }" --metrics "${metrics[@]}" --steps "${steps[@]}" --output "$output/test" "${device[@]}"

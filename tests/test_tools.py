@@ -215,6 +215,19 @@ def test_outputs_of_other_models_stand_in_the_same_table(tmp_path, data, text, t
     assert "| cmlm | 100.00 |  |" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_repeats_of_other_models_are_merged_where_asked(tmp_path, data, text):
+    references = scoring.read_lines(text / "test.tgt")
+    output = generated(tmp_path / "gen.txt", [line.replace(" ", " and and , , ", 1) for line in references])
+    options = ["--reference", text / "test.tgt", "--output", tmp_path / "out", "--output-repeats", "keep", "merge"]
+    tool("sweep", data, "--outputs", f"cmlm:1={output}", *options)
+    kept, merged = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (kept["repeats"], merged["repeats"]) == ("keep", "merge") and kept["value"] < merged["value"] < 100
+
+
+def test_merging_repeats_of_a_line():
+    assert scoring.merged(["a a b , , a 5 5", "", "A a"]) == ["a b , , a 5 5", "", "A a"]
+
+
 @pytest.mark.parametrize(
     "criterion, name",
     [

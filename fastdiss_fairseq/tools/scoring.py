@@ -7,6 +7,7 @@ order of their sentence ids and prints JSON.
 """
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -14,6 +15,7 @@ import sys
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from ..compat import FastDiSSError
+from ..generation.config import REPEATS
 from . import task_metrics
 from .command import run_as_command
 
@@ -58,6 +60,28 @@ def read_hypotheses(path) -> List[str]:
             f"{path} has pieces of words (@@): decode with --post-process subword_nmt to score words", file=sys.stderr
         )
     return [found[number] for number in sorted(found)]
+
+
+def merged(lines: Sequence[str]) -> List[str]:
+    """Tokenised lines, each word that is said several times in a row said once, as ``--decoding-repeats merge`` has it of
+    tokens: signs and numbers stay."""
+
+    def once(word: str, run) -> List[str]:
+        return [word] if any(map(str.isalpha, word)) else list(run)
+
+    return [" ".join(itertools.chain(*(once(*group) for group in itertools.groupby(line.split())))) for line in lines]
+
+
+def text_of(path, lang: Optional[str], repeats: str = "keep") -> List[str]:
+    """The hypotheses of a fairseq-generate output as text to be scored.
+
+    Args:
+        lang: undo Moses tokenisation of this language; None: the output is text already.
+        repeats: ``keep`` or ``merge``, before that.
+    """
+    lines = read_hypotheses(path)
+    lines = merged(lines) if repeats == "merge" else lines
+    return detokenise(lines, lang) if lang else lines
 
 
 def detokenise(lines: Sequence[str], lang: str) -> List[str]:
@@ -194,15 +218,16 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(METRICS + TASK_METRICS)} (the last needs --source)",
     )
+    parser.add_argument(
+        "--repeats", default="keep", choices=REPEATS, help="words said several times in a row: as they are, or once"
+    )
     parser.add_argument("--source", metavar="FILE", help="raw source, one sentence a line")
     return parser
 
 
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
-    hypotheses = read_hypotheses(args.generated)
-    if args.detokenize:
-        hypotheses = detokenise(hypotheses, args.detokenize)
+    hypotheses = text_of(args.generated, args.detokenize, args.repeats)
     sources = read_lines(args.source) if args.source else None
     scores = score(hypotheses, read_lines(args.reference), args.metrics, args.detokenize or "en", sources)
     result = {name: found._asdict() for name, found in scores.items()}

@@ -71,6 +71,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--outputs", nargs="+", default=[], metavar="SYSTEM[:STEPS]=FILE", help="outputs of fairseq-generate"
     )
+    parser.add_argument(
+        "--output-repeats",
+        nargs="+",
+        default=["keep"],
+        choices=REPEATS,
+        help="words that these say several times in a row",
+    )
     parser.add_argument("--subset", default="test", help="split to decode")
     parser.add_argument("--reference", type=Path, required=True, help="raw reference, one sentence a line")
     parser.add_argument("--output", type=Path, required=True, help="folder for results, tables and plots")
@@ -246,12 +253,11 @@ def parts_of(spec: str) -> Tuple[str, Optional[int], str]:
     return system, int(steps) if steps else None, path
 
 
-def external(spec: str, args, references: List[str]) -> tuple:
-    """Record and hypotheses of an ``--outputs`` entry; where the file holds fairseq-generate's log too,
+def external(spec: str, repeats: str, args, references: List[str]) -> tuple:
+    """Record and hypotheses of an ``--outputs`` entry, its repeats kept or merged; where the file holds fairseq-generate's log too,
     with its time and what the checkpoint says of itself."""
     system, steps, path = parts_of(spec)
-    lines = scoring.read_hypotheses(path)
-    hypotheses = scoring.detokenise(lines, args.detokenize) if args.detokenize else lines
+    hypotheses = scoring.text_of(path, args.detokenize, repeats)
     log = "\n".join(scoring.read_lines(path))
     seconds, rate = report.timing(log)
     checkpoint = CHECKPOINT.search(log)
@@ -263,6 +269,7 @@ def external(spec: str, args, references: List[str]) -> tuple:
         "steps": steps,
         "candidates": None,
         "self_conditioning": None,
+        "repeats": repeats,
         "seconds": seconds,
         "sentences_per_second": rate,
         **scored(hypotheses, references, args),
@@ -329,8 +336,8 @@ def main(arguments=None):
         raise FastDiSSError("nothing to do: give checkpoints (--path) or outputs (--outputs)")
     for path, system in itertools.zip_longest(args.path, args.systems or []):
         sweep.decode_checkpoint(path, system)
-    for spec in args.outputs:
-        sweep.add(*external(spec, args, sweep.references))
+    for spec, repeats in itertools.product(args.outputs, args.output_repeats):
+        sweep.add(*external(spec, repeats, args, sweep.references))
     report.write(sweep.records, sweep.hypotheses, sweep.references, args.output, args.baseline)
     print((args.output / "table.md").read_text(encoding="utf-8"))
     report.print_samples(sweep.records, sweep.hypotheses, sweep.references, args.samples)

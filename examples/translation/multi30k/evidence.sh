@@ -55,4 +55,4 @@ for file in "$output"/baselines/cmlm_*.txt; do
     baselines+=("cmlm:${name%.txt}=$file")
 done
 sweep test test --steps "${steps[@]}" --self-conditioning previous recompute none --baseline standard
-sweep test test --steps 1 5 20 --length-beam 5 --noise-beam 2 --choice mbr --baseline standard --outputs "${baselines[@]}"
+sweep test test --steps 1 5 20 --length-beam 5 --noise-beam 2 --choice mbr --baseline standard --outputs "${baselines[@]}" --output-repeats keep merge
