@@ -1,7 +1,7 @@
 """SCP, self-conditioning perturbation: estimates for self-conditioning from noisier inputs.
 
 A rule says how far the estimate's time t' lies behind t; a coupling says how z_{t'} is drawn.
-A rule is one function ``(t, key, scp, process) -> t'`` and one entry in :data:`RULES`.
+A rule is one function ``(t, key, hop, scp, process) -> t'`` and one entry in :data:`RULES`.
 
 The paper writes z'_t = alpha_t lambda_t z_0 + sigma_t sqrt(1 + gamma_t^2) eps.  Up to its scale that
 is a sample of the forward process at the t' with SNR(t') = SNR(t) lambda_t^2 / (1 + gamma_t^2), and
@@ -58,9 +58,9 @@ class Perturbation:
         if self.gamma < 0 or not 0 < self.shrink <= 1:
             raise ValueError("SCP needs gamma >= 0 and 0 < lambda <= 1")
 
-    def later_time(self, t: Tensor, key: Tensor, process: Process) -> Tensor:
-        """t' >= t, the shape of t ((B, 1) or (B, T)); ``key`` (B,)."""
-        return torch.max(RULES[self.rule](t, key, self, process), t)
+    def later_time(self, t: Tensor, key: Tensor, process: Process, hop: int = 1) -> Tensor:
+        """t' >= t, the shape of t ((B, 1) or (B, T)); ``key`` (B,), the same for both hops."""
+        return torch.max(RULES[self.rule](t, key, hop, self, process), t)
 
     def perturb(self, z_0, z_t, t, later, key, process) -> Tensor:
         """A sample of the process at ``later``: (B, T, D)."""
@@ -93,13 +93,12 @@ class Perturbation:
 
     def _noisier(self, hop: int, z_0, z_t, times: Times, key, process) -> Tuple[Times, Tensor]:
         """Later times and a sample there."""
-        key = fold(key, "scp", hop)
-        later = times.later(lambda t: self.later_time(t, key, process))
-        return later, self.perturb(z_0, z_t, times.tokens, later.tokens, key, process)
+        later = times.later(lambda t: self.later_time(t, fold(key, "scp"), process, hop))
+        return later, self.perturb(z_0, z_t, times.tokens, later.tokens, fold(key, "scp", hop), process)
 
 
-def _budget(t: Tensor, key: Tensor, scp: Perturbation, process: Process) -> Tensor:
-    """One step of a K-step grid further, K drawn for each sentence: a rehearsal of decoding."""
+def _budget(t: Tensor, key: Tensor, hop: int, scp: Perturbation, process: Process) -> Tensor:
+    """One step of a K-step grid further, K drawn for each sentence, one for both hops: a rehearsal of decoding."""
     choice = (uniform(fold(key, "budget")) * len(scp.budgets)).long().clamp(max=len(scp.budgets) - 1)
     steps = torch.zeros_like(t[:, 0])
     for i, budget in enumerate(scp.budgets):
@@ -107,12 +106,12 @@ def _budget(t: Tensor, key: Tensor, scp: Perturbation, process: Process) -> Tens
     return (t + 1 / steps.unsqueeze(1)).clamp(max=1)
 
 
-def _uniform(t: Tensor, key: Tensor, scp: Perturbation, process: Process) -> Tensor:
+def _uniform(t: Tensor, key: Tensor, hop: int, scp: Perturbation, process: Process) -> Tensor:
     """t' ~ U(t, 1)."""
-    return t + (1 - t) * uniform(fold(key, "uniform")).to(t.dtype).unsqueeze(1)
+    return t + (1 - t) * uniform(fold(key, "uniform", hop)).to(t.dtype).unsqueeze(1)
 
 
-def _gamma(t: Tensor, key: Tensor, scp: Perturbation, process: Process) -> Tensor:
+def _gamma(t: Tensor, key: Tensor, hop: int, scp: Perturbation, process: Process) -> Tensor:
     """The paper's formula with constant gamma and lambda."""
     drop = 2 * math.log(scp.shrink) - math.log1p(scp.gamma**2)
     return process.time(process.log_snr(t) + drop)

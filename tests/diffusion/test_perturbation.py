@@ -170,6 +170,15 @@ def test_two_hops_draw_noise_of_their_own():
     assert abs(torch.corrcoef(torch.stack(two_hop_gaps))[0, 1]) < 0.2
 
 
+def test_two_hops_are_two_steps_of_one_grid():
+    t = torch.full((256, 1), 0.2)
+    key = torch.arange(256)
+    scp = Perturbation(budgets=(3, 5, 10, 20), hops=2)
+    first = scp.later_time(t, key, PROCESS)
+    second = scp.later_time(first, key, PROCESS, hop=2)
+    assert torch.allclose(second - first, first - t, atol=1e-6) and len((first - t).unique()) == 4
+
+
 def test_first_hop_is_the_same_with_one_hop_and_two():
     one, two = estimate(hops=1)[0].calls, estimate(hops=2)[0].calls
     assert torch.equal(one[0][0], two[1][0]) and torch.equal(one[0][1], two[1][1])
