@@ -209,6 +209,7 @@ train $data --arch fastdiss_huge                                       | invalid
 train $data --arch transformer                                         | choose one by --arch
 train $data --criterion cross_entropy                                  | --criterion fastdiss_loss
 train $data --criterion fsdfm_loss                                     | --arch fsdfm_* with fsdfm_loss
+train $data --arch fsdfm_tiny --criterion fsdfm_loss --teacher-temperature -1 | --teacher-temperature must be at least 0
 train $data --best-checkpoint-metric bleu                              | needs --eval-bleu
 train $data --task translation                                         | --task fastdiss
 train $data --eval-bleu --eval-bleu-args '{"decoding_step":3}'         | decoding_step

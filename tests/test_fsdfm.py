@@ -233,27 +233,34 @@ def test_for_small_steps_the_teacher_says_what_it_predicts_itself(teacher):
     """Stage B's target tends to stage A's prediction."""
     net, target = unlike(flow_model()), SAMPLE["target"]
     movable = net.movable(target)
-    seen = corrupt(flow_criterion().plan(SAMPLE["id"], net), target, movable, net.process)
+    plan = flow_criterion(teacher=teacher).plan(SAMPLE["id"], net)
+    seen = corrupt(plan, target, movable, net.process)
     seen = seen._replace(steps=seen.steps._replace(t=seen.steps.t / 2, h=torch.full_like(seen.steps.h, 1e-6)))
     with torch.no_grad():
-        found = net.combined(seen, SAMPLE["net_input"]["src_tokens"], target.ne(PAD), Places.of(movable), teacher)
+        found = net.combined(seen, SAMPLE["net_input"]["src_tokens"], target.ne(PAD), Places.of(movable), plan)
         assert torch.allclose(found[movable], predict(net, seen.x_t, *seen.steps)[movable], atol=1e-3)
 
 
-def test_the_teacher_moves_words_alone_and_sees_half_steps(monkeypatch):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_teacher_moves_words_alone_and_sees_half_steps(monkeypatch, temperature):
     net, target = unlike(flow_model(noise_source="uniform")), SAMPLE["target"]
     movable, looks = net.movable(target), []
-    seen = corrupt(flow_criterion().plan(SAMPLE["id"], net), target, movable, net.process)
+    plan = flow_criterion(teacher_temperature=temperature).plan(SAMPLE["id"], net)
+    seen = corrupt(plan, target, movable, net.process)
     seen = seen._replace(steps=seen.steps._replace(t=torch.zeros(8, 1), h=torch.ones(8, 1)))
     predict_as_before = net.predict
     monkeypatch.setattr(
         net, "predict", lambda x, t, h, *rest: looks.append((x, t, h)) or predict_as_before(x, t, h, *rest)
     )
-    net.combined(seen, SAMPLE["net_input"]["src_tokens"], target.ne(PAD), Places.of(movable), "rk4")
+    net.combined(seen, SAMPLE["net_input"]["src_tokens"], target.ne(PAD), Places.of(movable), plan)
     assert [(t[0].item(), h[0].item()) for _, t, h in looks] == [(0, 0.5), (0.5, 0.5), (0.5, 0.5), (1, 0.5)]
     for x, _, _ in looks:
         assert torch.equal(x[~movable], target[~movable]) and (x[movable] >= 3).all()
     assert not torch.equal(looks[0][0], looks[3][0])
+    likeliest = net.logits(
+        predict(net, looks[2][0], *(step[:1] for step in looks[2][1:]))[movable], net.table()
+    ).argmax(-1)
+    assert torch.equal(looks[3][0][movable], likeliest) == (temperature == 0)  # the last jump ends at the data
 
 
 # Decoding

@@ -11,6 +11,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 
+from ..compat import FastDiSSError
 from ..diffusion.noise import fold
 from ..flow.teacher import TEACHERS
 from ..flow.training import FlowPlan
@@ -27,6 +28,9 @@ class FSDFMLossConfig(FairseqDataclass):
     teacher: ChoiceEnum(list(TEACHERS)) = option(
         "rk4", "with --step-aware: the teacher looks four times (rk4) or twice (heun)"
     )
+    teacher_temperature: float = option(
+        1.0, "with --step-aware: of the words that the teacher jumps to; 0: its likeliest, 1: drawn from its prediction"
+    )
     step_size_tilt: float = option(
         1.0, "with --step-aware: P(h = 2^-k) is proportional to 2^(tilt k), k = 0, ..., 10; 0: all alike"
     )
@@ -37,12 +41,18 @@ class FSDFMLossConfig(FairseqDataclass):
 
 @register_criterion("fsdfm_loss", dataclass=FSDFMLossConfig)
 class FSDFMLoss(FairseqCriterion):
-    """L = L_flow + L_teacher + factor L_length, a mean over target tokens (method, section 7)."""
+    """L = L_flow + L_teacher + factor L_length, a mean over target tokens (method, section 7).
+
+    Raises:
+        FastDiSSError: a negative temperature.
+    """
 
     trains = FSDFMModel
 
     def __init__(self, cfg: FSDFMLossConfig, task):
         super().__init__(task)
+        if not cfg.teacher_temperature >= 0:
+            raise FastDiSSError(f"--teacher-temperature must be at least 0, not {cfg.teacher_temperature}")
         self.cfg = cfg
 
     @classmethod
@@ -58,6 +68,7 @@ class FSDFMLoss(FairseqCriterion):
             step_aware=model.teacher is not None and model.training,
             tilt=self.cfg.step_size_tilt,
             teacher=str(self.cfg.teacher),
+            temperature=self.cfg.teacher_temperature,
         )
 
     def forward(self, model, sample, reduce=True):

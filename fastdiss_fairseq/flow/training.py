@@ -20,12 +20,14 @@ class FlowPlan:
         step_aware: steps of all sizes, the larger ones from a teacher; otherwise the flow alone.
         tilt: P(h = 2^-k) is proportional to 2^(tilt k).
         teacher: a key of :data:`fastdiss_fairseq.flow.teacher.TEACHERS`.
+        temperature: of the words that the teacher jumps to; 0: its likeliest.
     """
 
     key: Tensor
     step_aware: bool = False
     tilt: float = 1.0
     teacher: str = "rk4"
+    temperature: float = 1.0
 
 
 class Corrupted(NamedTuple):

@@ -10,10 +10,10 @@ from fairseq.models import register_model
 
 from ..compat import FastDiSSError
 from ..diffusion.noise import fold, uniform
-from ..flow.jumps import jump
 from ..flow.loss import generalised_kl, teacher_kl
 from ..flow.path import Path
 from ..flow.ladder import SMALLEST, Steps
+from ..flow.sampling import FlowSampler
 from ..flow.teacher import TEACHERS
 from ..flow.training import Corrupted, FlowPlan, corrupt
 from ..modules.embedding import Positions
@@ -135,7 +135,7 @@ class FSDFMModel(FewStepModel):
         large = movable & seen.steps.large.unsqueeze(1)
         # Here the host waits for the device, before there is work; later only for how many words the teacher moves.
         flows, taught, rows = Places.of(movable & ~large), Places.of(large), seen.steps.large.nonzero().squeeze(1)
-        wanted = self._wanted(seen, src_tokens, mask, movable, rows, plan.teacher)
+        wanted = self._wanted(seen, src_tokens, mask, movable, rows, plan)
         source = self.encode(src_tokens)
         states = self.predict(seen.x_t, *seen.steps, self.denoiser.target(mask), source.memory)
         flow, correct = self._flow_loss(states, seen, target, flows)
@@ -160,13 +160,13 @@ class FSDFMModel(FewStepModel):
         others = (seen.x_t, target, seen.steps.t.expand_as(seen.x_t))
         return by_pieces(losses, *map(where.take, (states, *others)))
 
-    def _wanted(self, seen: Corrupted, src_tokens, mask, movable, rows, teacher: str) -> Tensor:
+    def _wanted(self, seen: Corrupted, src_tokens, mask, movable, rows, plan: FlowPlan) -> Tensor:
         """The teacher's combined prediction (N, D) at the words of the sentences ``rows``, those with large steps."""
         if len(rows) == 0:
             return torch.zeros(0, self.cfg.latent_dim, device=rows.device)
         part = Corrupted(seen.x_t[rows], Steps(*(step[rows] for step in seen.steps)), seen.keys[rows])
         words = Places.of(movable[rows])
-        return words.take(self.teacher.combined(part, src_tokens[rows], mask[rows], words, teacher))
+        return words.take(self.teacher.combined(part, src_tokens[rows], mask[rows], words, plan))
 
     def _teacher_loss(self, states: Tensor, wanted: Tensor) -> Tensor:
         """KL (N,) from the teacher's prediction to the student's, both (N, D)."""
@@ -180,10 +180,11 @@ class FSDFMModel(FewStepModel):
         return by_pieces(loss, states, wanted)[0]
 
     @torch.no_grad()
-    def combined(self, seen: Corrupted, src_tokens, mask, words: Places, teacher: str) -> Tensor:
+    def combined(self, seen: Corrupted, src_tokens, mask, words: Places, plan: FlowPlan) -> Tensor:
         """The prediction for steps of size h from evaluations at h / 2, (B, T, D); see :mod:`..flow.teacher`.
         Logits are linear in the vectors, so these are combined instead."""
         shared, memory, table = self.denoiser.target(mask), self.encode(src_tokens).memory, self.table()
+        sampler = FlowSampler(self.process, temperature=plan.temperature)
 
         def look(x, t, h):
             return self.predict(x, t, h, shared, memory)
@@ -191,11 +192,11 @@ class FSDFMModel(FewStepModel):
         def move(states, x, t, h, number):
             keys = fold(seen.keys, "teacher", number)
             draws = uniform(fold(keys, "leave")), uniform(fold(keys, "word"))
-            step = lambda states, *others: (jump(self.logits(states, table), *others),)
+            step = lambda states, *others: (sampler.move(self.logits(states, table), *others),)
             others = (x, *draws, t.expand_as(x), h.expand_as(x))
             return words.replace(x, by_pieces(step, *map(words.take, (states, *others)))[0])
 
-        return TEACHERS[teacher](look, move, seen.x_t, *seen.steps)
+        return TEACHERS[plan.teacher](look, move, seen.x_t, *seen.steps)
 
 
 def averaged_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
