@@ -160,6 +160,7 @@ generate $data --path $checkpoint --score-reference                    | --score
 generate $data --path $checkpoint --prefix-size 2                      | --prefix-size
 generate $data --path $checkpoint --num-shards 2 --shard-id 2          | --shard-id
 generate $data --path $checkpoint --results-path $file/results         | $file/results
+generate $data --path $checkpoint -s tgt -t src                        | trained from src to tgt, not the other way
 generate $data --path $checkpoint --no-such-flag                       | unrecognized arguments
 generate $data --path $checkpoint --task translation                   | --task fastdiss
 generate $data                                                         | --path

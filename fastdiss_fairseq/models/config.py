@@ -1,7 +1,7 @@
 """The model's options and the table of architectures."""
 
 from dataclasses import dataclass, field, make_dataclass
-from typing import Dict, Tuple, Type
+from typing import Dict, Optional, Tuple, Type
 
 from omegaconf import II
 
@@ -50,6 +50,8 @@ class ModelConfig(FairseqDataclass):
     autocast: ChoiceEnum(["none", "bf16"]) = option(
         "none", "bf16: networks and logits in bfloat16 by autocast; parameters and the sums of losses stay float32"
     )
+    source_lang: Optional[str] = II("task.source_lang")
+    target_lang: Optional[str] = II("task.target_lang")
     max_source_positions: int = II("task.max_source_positions")
     max_target_positions: int = II("task.max_target_positions")
 

@@ -103,7 +103,8 @@ class FastDiSSTask(TranslationTask):
 
         Raises:
             FastDiSSError: training another model, with ``--fp16`` and no GPU or a moving average, with
-                ``--decoding-int8``, or for a BLEU that is not measured; or ``--eval-bleu-args`` that cannot be read.
+                ``--decoding-int8``, or for a BLEU that is not measured; ``--eval-bleu-args`` that cannot be read; or
+                a checkpoint of the other direction.
         """
         for name in MODEL_OPTIONS:
             if getattr(self.cfg, name) and not from_checkpoint:
@@ -115,6 +116,10 @@ class FastDiSSTask(TranslationTask):
         if self.cfg.best_checkpoint_metric == "bleu" and not self.cfg.eval_bleu and not from_checkpoint:
             raise FastDiSSError("--best-checkpoint-metric bleu needs --eval-bleu")
         check_json(self.cfg)
+        if from_checkpoint:
+            check_direction(cfg, self.cfg)
+        elif hasattr(cfg, "source_lang"):  # as inferred from the data, for the checkpoint to say
+            cfg.source_lang, cfg.target_lang = self.cfg.source_lang, self.cfg.target_lang
         model = super().build_model(cfg, from_checkpoint)
         if not from_checkpoint and not isinstance(model, FewStepModel):
             raise FastDiSSError(f"--task fastdiss trains the models {', '.join(ARCHITECTURES)}: choose one by --arch")
@@ -276,6 +281,15 @@ def check_data(cfg: FastDiSSTaskConfig) -> None:
             raise FastDiSSError(f"cannot infer the languages from {folder}: give --source-lang and --target-lang")
         if not os.path.isfile(os.path.join(folder, f"dict.{language}.txt")):
             raise FastDiSSError(f"no dictionary dict.{language}.txt in {folder}")
+
+
+def check_direction(trained, wanted: FastDiSSTaskConfig) -> None:
+    """Raise FastDiSSError where a checkpoint translates the other way; older and stock ones do not say which."""
+    way = getattr(trained, "source_lang", None), getattr(trained, "target_lang", None)
+    if None not in way and way == (wanted.target_lang, wanted.source_lang):
+        raise FastDiSSError(
+            f"the checkpoint was trained from {way[0]} to {way[1]}, not the other way: give -s {way[0]} -t {way[1]}"
+        )
 
 
 def check_json(cfg: FastDiSSTaskConfig) -> None:
