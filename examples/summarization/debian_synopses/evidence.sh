@@ -3,15 +3,15 @@
 #
 #   evidence.sh [OUTPUT]
 #
-# ARCH=fastdiss_tiny  UPDATES=2500  MAX_TOKENS=8000  JOBS=2  SEEDS="1"  options of the trainings
+# ARCH=fastdiss_tiny  UPDATES=2400  MAX_TOKENS=8000  JOBS=2  SEEDS="1"  options of the trainings
 # DEVICE=--cpu        empty: a GPU
-# STEPS="1 2 3 5 10 20 50"
+# STEPS="1 2 3 5 10 20 50"   REPEATS=merge   (keep: the committed table; both, too)
 # Finished trainings and cells are not repeated.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 data=$root/data-bin/debian_synopses
-updates=${UPDATES:-2500}
+updates=${UPDATES:-2400}
 device=${DEVICE---cpu}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
@@ -25,4 +25,4 @@ fastdiss-ablate "$data" --output "${1:-$root/runs/synopses}" --jobs "${JOBS:-2}"
     --max-tokens ${MAX_TOKENS:-8000} --max-update $updates --save-interval-updates $((updates / 3)) \
     --validate-interval 1000 --num-workers 0 --log-interval 50 --log-noise-levels --share-all-embeddings --autocast bf16 $device" \
     --sweep "--reference '$data/raw/test.syn' --detokenize en --metrics ROUGE-L ROUGE-1 ROUGE-2 BLEU \
-    --steps ${STEPS:-1 2 3 5 10 20 50} --baseline standard $device"
+    --steps ${STEPS:-1 2 3 5 10 20 50} --repeats ${REPEATS:-merge} --baseline standard $device"

@@ -5,8 +5,9 @@
 #   evidence.sh [OUTPUT]
 #
 # ARCH=fastdiss_tiny  UPDATES=1800  MAX_TOKENS=4000  JOBS=2  SEEDS="1"  options of the trainings
+# BASELINE_UPDATES=2400  of fairseq's models
 # DEVICE=--cpu        empty: a GPU
-# STEPS="1 2 3 5 10 20 50"
+# STEPS="1 2 3 5 10 20 50"   REPEATS=merge   (keep: the committed tables of the ablations; both, too)
 # Finished trainings and cells are not repeated: with checkpoints in OUTPUT this makes the tables alone.
 set -euo pipefail
 
@@ -17,6 +18,7 @@ updates=${UPDATES:-1800}
 device=${DEVICE---cpu}
 read -ra steps <<< "${STEPS:-1 2 3 5 10 20 50}"
 read -ra seeds <<< "${SEEDS:-1}"
+read -ra repeats <<< "${REPEATS:-merge}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 bash "$root/examples/translation/multi30k/prepare.sh"
@@ -27,7 +29,7 @@ fastdiss-ablate "$data" --output "$output" --jobs "${JOBS:-2}" --seeds "${seeds[
     --max-tokens ${MAX_TOKENS:-4000} --max-update $updates --save-interval-updates $((updates / 2)) \
     --validate-interval 1000 --num-workers 0 --log-interval 50 --log-noise-levels --autocast bf16 $device"
 for system in ar cmlm; do
-    UPDATES=$updates DEVICE=$device bash "$root/examples/baselines.sh" "$system" "$data" "$output/baselines"
+    UPDATES=${BASELINE_UPDATES:-2400} DEVICE=$device bash "$root/examples/baselines.sh" "$system" "$data" "$output/baselines"
 done
 
 paths=() names=()
@@ -40,7 +42,7 @@ sweep() {
     local subset=$1 folder=$2
     shift 2
     fastdiss-sweep "$data" --path "${paths[@]}" --systems "${names[@]}" --subset "$subset" \
-        --reference "$data/raw/$subset.en" --detokenize en --output "$output/$folder" $device "$@"
+        --reference "$data/raw/$subset.en" --detokenize en --repeats "${repeats[@]}" --output "$output/$folder" $device "$@"
 }
 
 echo "== the decoding rule, on validation"
