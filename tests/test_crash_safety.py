@@ -69,7 +69,7 @@ def kill_at_random(data, folder, generator, until):
 @pytest.mark.slow
 def test_a_training_killed_at_random_moments_ends_as_if_it_had_not_been(data, tmp_path):
     generator, saved = random.Random(8), 0
-    for _ in range(3):
+    for _ in range(20):
         began, reported, _ = kill_at_random(data, tmp_path, generator, 10_000)
         assert began >= saved and reported > began
         assert all(safety.fault(path) == "" for path in tmp_path.glob("*.pt"))

@@ -344,14 +344,14 @@ def test_ablation_errors(options, message, tmp_path, data):
     assert_one_line_error(tool("ablate", data, "--output", tmp_path, *options, check=False), message)
 
 
-# What training logs by noise level
+# What training logs, and by noise level
 
 
-def test_noise_levels_are_logged_and_plotted(ablated, tmp_path):
+def test_training_is_logged_and_plotted(ablated, tmp_path):
     pytest.importorskip("matplotlib")
     folder, _ = ablated
     logs = [folder / system / "train.log" for system in ("standard", "mans")]
-    line = [sys.executable, ROOT / "scripts/plot_noise_levels.py", *logs, "--output", tmp_path]
+    line = [sys.executable, ROOT / "scripts/plot_training.py", *logs, "--output", tmp_path]
     subprocess.run(list(map(str, line)), check=True, env=ENVIRONMENT)
     subprocess.run([*map(str, line), "--split", "valid"], check=True, env=ENVIRONMENT)
     subprocess.run(list(map(str, line)), check=True, env=ENVIRONMENT)
@@ -362,19 +362,39 @@ def test_noise_levels_are_logged_and_plotted(ablated, tmp_path):
             assert sum(moment["share"]) == pytest.approx(100, abs=0.1) and len(moment["share"]) == 10
     assert not any(sum(moment["moved"]) for moment in found["standard"])
     assert (tmp_path / "noise_levels_mans.png").stat().st_size > 1000
+    curves = json.loads((tmp_path / "training.json").read_text())
+    assert {"loss", "rounding_loss", "diffusion_loss", "length_loss", "lr"} <= set(curves)
+    for quantity, of_runs in curves.items():
+        assert list(of_runs) == ["standard", "mans"]
+        for splits in of_runs.values():
+            assert [update for update, _ in splits["train"]] == [2, 4] and ("valid" in splits) == (quantity != "lr")
+    assert (tmp_path / "training.png").stat().st_size > 1000
 
 
-def test_plotting_a_log_without_noise_levels_is_an_error(run, tmp_path):
-    (tmp_path / "log").write_text("train_inner | num_updates=3\n")
-    line = [
-        sys.executable,
-        str(ROOT / "scripts/plot_noise_levels.py"),
-        str(tmp_path / "log"),
-        "--output",
-        str(tmp_path),
-    ]
+def test_a_log_of_a_stock_model_is_plotted_without_noise_levels(tmp_path):
+    pytest.importorskip("matplotlib")
+    log = tmp_path / "cmlm.log"
+    log.write_text(
+        "2026 | INFO | train_inner | epoch 001:     50 / 130 loss=12.3, ppl=47.9, num_updates=50, lr=0.00025, wall=46\n"
+        "2026 | INFO | train_inner | epoch 001:     99 / 130 loss=nan, ppl=47.9, num_updates=99, lr=0.00025, wall=46\n"
+        "2026 | INFO | valid | epoch 001 | valid on 'valid' subset | loss 4.5 | ppl 12 | bleu 7.5 | num_updates 100\n"
+        "2026 | INFO | train_inner | epoch 001:     50 / 130 loss=11.9, ppl=47.9, num_updates=50, lr=0.00025, wall=46\n"
+    )
+    line = [sys.executable, ROOT / "scripts/plot_training.py", log, "--output", tmp_path / "out"]
+    subprocess.run(list(map(str, line)), check=True, env=ENVIRONMENT)
+    assert json.loads((tmp_path / "out" / "training.json").read_text()) == {
+        "loss": {"cmlm": {"train": [[50, 11.9]], "valid": [[100, 4.5]]}},  # begun anew, and no number
+        "bleu": {"cmlm": {"valid": [[100, 7.5]]}},
+        "lr": {"cmlm": {"train": [[50, 0.00025], [99, 0.00025]]}},
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"training.json", "training.png", "training.svg"}
+
+
+def test_plotting_another_file_is_an_error(tmp_path):
+    (tmp_path / "log").write_text("no log\n")
+    line = [sys.executable, str(ROOT / "scripts/plot_training.py"), str(tmp_path / "log"), "--output", str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 1 and "--log-noise-levels" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "no log of fairseq-train" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_timing_is_read_from_fairseqs_report():

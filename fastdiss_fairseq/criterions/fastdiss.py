@@ -70,7 +70,7 @@ class FastDiSSLossConfig(FairseqDataclass):
     label_smoothing: float = option(0.0, "label smoothing of the rounding loss")
     length_loss_factor: float = option(0.1, "weight of the length loss")
     log_noise_levels: bool = option(
-        False, f"log losses, accuracy and what MANS does in {NOISE_LEVELS} bins of t (scripts/plot_noise_levels.py)"
+        False, f"log losses, accuracy and what MANS does in {NOISE_LEVELS} bins of t (scripts/plot_training.py)"
     )
     seed: int = II("common.seed")
     sentence_avg: bool = II("optimization.sentence_avg")
