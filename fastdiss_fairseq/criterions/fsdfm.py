@@ -29,7 +29,7 @@ class FSDFMLossConfig(FairseqDataclass):
         "rk4", "with --step-aware: the teacher looks four times (rk4) or twice (heun)"
     )
     teacher_temperature: float = option(
-        1.0, "with --step-aware: of the words that the teacher jumps to; 0: its likeliest, 1: drawn from its prediction"
+        0.0, "with --step-aware: of the words that the teacher jumps to; 0: its likeliest, 1: drawn from its prediction"
     )
     step_size_tilt: float = option(
         1.0, "with --step-aware: P(h = 2^-k) is proportional to 2^(tilt k), k = 0, ..., 10; 0: all alike"

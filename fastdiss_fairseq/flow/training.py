@@ -27,7 +27,7 @@ class FlowPlan:
     step_aware: bool = False
     tilt: float = 1.0
     teacher: str = "rk4"
-    temperature: float = 1.0
+    temperature: float = 0.0
 
 
 class Corrupted(NamedTuple):
