@@ -423,6 +423,7 @@ def test_a_bundle_decodes_as_its_checkpoint_does(bundle, data, text, checkpoint)
     assert (bundle / "model.pt").stat().st_size < checkpoint.stat().st_size / 4
     half = torch.load(bundle / "model.pt")
     assert half["last_optimizer_state"] is None and str(data) not in str(half["cfg"])
+    assert (half["cfg"]["model"]["source_lang"], half["cfg"]["model"]["target_lang"]) == ("src", "tgt")
     for name, value in original["model"].items():
         assert torch.allclose(half["model"][name].float(), value.float(), atol=1e-3), name
     options = ("--decoding-steps", 2, "--seed", 1)

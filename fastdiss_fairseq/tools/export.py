@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 import torch
 from omegaconf import OmegaConf, open_dict
@@ -44,16 +44,18 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def slim(state: dict, half: bool) -> dict:
-    """What decoding needs of a checkpoint: options without paths or autocast, and weights."""
+def slim(state: dict, half: bool, languages: Sequence[str]) -> dict:
+    """What decoding needs of a checkpoint: options without paths or autocast, with its languages, and weights."""
     cfg = state["cfg"]
     with open_dict(cfg):
         cfg["task"]["data"] = ""
         cfg["common"]["user_dir"] = "fastdiss_fairseq"
         cfg["common"]["tensorboard_logdir"] = None
         cfg["model"]["autocast"] = "none"  # how it was trained; many CPUs are slow in bfloat16
+        cfg["model"]["source_lang"], cfg["model"]["target_lang"] = languages
         cfg["checkpoint"]["save_dir"] = "checkpoints"
         cfg["checkpoint"]["restore_file"] = "checkpoint_last.pt"
+        cfg["checkpoint"]["finetune_from_model"] = None
     weights = {
         name: value.half() if half and value.is_floating_point() else value
         for name, value in averaged_weights(state["model"]).items()
@@ -93,7 +95,7 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes:
     folder.mkdir(parents=True, exist_ok=True)
     for file, name in names.items():
         shutil.copyfile(file, folder / name)
-    torch.save(slim(state, half), folder / WEIGHTS)
+    torch.save(slim(state, half, languages), folder / WEIGHTS)
     description = {
         "source_lang": languages[0],
         "target_lang": languages[1],
