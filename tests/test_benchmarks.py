@@ -47,6 +47,8 @@ def call(script, *arguments, limit="", root=ROOT, **environment):
     variables["PATH"] = str(environment.get("PATH", "")) or os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ["PATH"]]
     )
+    if limit:  # coverage could not save what it counted either
+        variables = {name: value for name, value in variables.items() if not name.startswith("COVERAGE_")}
     line = ["bash", "-c", f'{limit and f"ulimit {limit}; "}exec bash "$@"', "bash", str(root / "examples" / script)]
     return subprocess.run([*line, *map(str, arguments)], capture_output=True, encoding="utf-8", env=variables)
 

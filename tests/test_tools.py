@@ -489,6 +489,24 @@ def test_words_in_pieces_need_their_codes(checkpoint, data, text, tmp_path):
 # Benchmark
 
 
+def test_profile_says_where_the_time_goes(data, checkpoint, tmp_path):
+    options = ["--parts", "profile", "--steps", 2, "--batch-sizes", 4, "--rounds", 1, "--cpu", "--max-tokens", 200]
+    tool("benchmark", data, "--path", checkpoint, "--output", tmp_path, *options)
+    records = json.loads((tmp_path / "results.json").read_text())
+    of_system = {}
+    for record in records:
+        assert record["benchmark"] == "profile" and record["metric"] == "ms"
+        of_system.setdefault((record["system"], record["batch"]), {})[record["part"]] = record
+    assert {system for system, _ in of_system} == {"decoding, K = 2", *(f"training, {name}" for name in ablate.SYSTEMS)}
+    for (system, _), parts in of_system.items():
+        learning = system.startswith("training")  # where all but the passes without gradients is told apart
+        encoder = "encoder and memory, for gradients" if learning else "encoder and memory"
+        assert {encoder, "denoiser", "rest"} <= set(parts) and parts["denoiser"]["value"] > 0
+        assert ("backward, for gradients" in parts) == learning
+        assert sum(part["share"] for part in parts.values()) == pytest.approx(1, abs=0.01)
+    assert "| decoding, K = 2 | denoiser |" in (tmp_path / "table.md").read_text()
+
+
 def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, transformer, tmp_path):
     options = [
         "--steps",
