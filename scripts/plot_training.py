@@ -157,8 +157,10 @@ def main():
         if not path.is_file():
             sys.exit(f"plot_training.py: no log {path}")
         run = path.parent.name if path.stem == "train" else path.stem  # as our scripts lay them out
+        if run in runs:
+            sys.exit(f"plot_training.py: two logs are of a run {run}: plot them one by one, or rename a folder")
         runs[run] = {split: read(path, split) for split in TAGS}
-        if not any(runs[run].values()):
+        if not curves({run: runs[run]}):
             sys.exit(f"plot_training.py: {path} is no log of fairseq-train --log-format simple or json")
     found = curves(runs)
     draw_curves(found, runs, args.output)

@@ -390,11 +390,22 @@ def test_a_log_of_a_stock_model_is_plotted_without_noise_levels(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"training.json", "training.png", "training.svg"}
 
 
-def test_plotting_another_file_is_an_error(tmp_path):
-    (tmp_path / "log").write_text("no log\n")
-    line = [sys.executable, str(ROOT / "scripts/plot_training.py"), str(tmp_path / "log"), "--output", str(tmp_path)]
-    done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 1 and "no log of fairseq-train" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    "text, times, message",
+    [
+        ("no log\n", 1, "no log of fairseq-train"),
+        ("2026 | INFO | train_inner | num_updates=3\n", 1, "no log of fairseq-train"),
+        ("2026 | INFO | train_inner | loss=1, num_updates=3\n", 2, "two logs are of a run log"),
+        (None, 1, "no log "),
+    ],
+)
+def test_plotting_what_is_no_log_is_an_error(text, times, message, tmp_path):
+    if text:
+        (tmp_path / "log").write_text(text)
+    script, log = ROOT / "scripts/plot_training.py", tmp_path / "log"
+    line = map(str, [sys.executable, script, *[log] * times, "--output", tmp_path / "out"])
+    done = subprocess.run(list(line), capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_timing_is_read_from_fairseqs_report():

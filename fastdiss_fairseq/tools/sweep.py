@@ -254,8 +254,8 @@ def parts_of(spec: str) -> Tuple[str, Optional[int], str]:
 
 
 def external(spec: str, repeats: str, args, references: List[str]) -> tuple:
-    """Record and hypotheses of an ``--outputs`` entry, its repeats kept or merged; where the file holds fairseq-generate's log too,
-    with its time and what the checkpoint says of itself."""
+    """Record and hypotheses of an ``--outputs`` entry, its repeats kept or merged; where the file holds
+    fairseq-generate's log too, with its time and what the checkpoint says of itself."""
     system, steps, path = parts_of(spec)
     hypotheses = scoring.text_of(path, args.detokenize, repeats)
     log = "\n".join(scoring.read_lines(path))
