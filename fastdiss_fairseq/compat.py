@@ -28,6 +28,11 @@ class FastDiSSError(ValueError):
     """A mistake that the user can mend; commands show it as one line."""
 
 
+def device(args) -> torch.device:
+    """The device a command runs on: a GPU where there is one, unless ``args.cpu`` says otherwise."""
+    return torch.device("cpu" if args.cpu or not torch.cuda.is_available() else "cuda")
+
+
 def install_error_hook() -> None:
     """Let commands end in one line instead of a traceback where the user can mend the mistake."""
     shown_by_default = sys.excepthook

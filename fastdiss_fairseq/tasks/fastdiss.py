@@ -7,7 +7,6 @@ import os
 import struct
 from dataclasses import dataclass
 
-import torch
 from omegaconf import II
 
 from fairseq import utils
@@ -16,7 +15,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..bundle import Bundle
-from ..compat import FastDiSSError, before_loading
+from ..compat import FastDiSSError, before_loading, device
 from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve, without_effect
 from ..generation.deployment import Deployment, flag
 from ..generation.generator import FastDiSSGenerator, check_models
@@ -109,7 +108,7 @@ class FastDiSSTask(TranslationTask):
         for name in MODEL_OPTIONS:
             if getattr(self.cfg, name) and not from_checkpoint:
                 raise FastDiSSError(f"{flag(name)} is for decoding a trained model, not for training")
-        if self.cfg.fp16 and not from_checkpoint and (self.cfg.cpu or not torch.cuda.is_available()):
+        if self.cfg.fp16 and not from_checkpoint and device(self.cfg).type == "cpu":
             raise FastDiSSError("training with --fp16 needs a GPU; for bfloat16 on a CPU use --autocast bf16")
         if self.cfg.fp16 and getattr(cfg, "step_aware", False) and not from_checkpoint:
             raise FastDiSSError("--fp16 is too coarse for the moving average of --step-aware: use --autocast bf16")

@@ -30,7 +30,7 @@ from fairseq import utils
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 from fairseq.logging import metrics
 
-from ..compat import FastDiSSError
+from ..compat import FastDiSSError, device
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
 from ..generation.candidates import Special
 from ..generation.config import MODEL_OPTIONS
@@ -40,7 +40,7 @@ from ..modules.reference import ReferenceDenoiser
 from .ablate import SYSTEMS
 from .command import run_as_command
 from .loading import load as load_for
-from .records import Records, clock, device, device_name, peak_memory_mb, versions
+from .records import Records, clock, device_name, peak_memory_mb, versions
 from .stopwatch import DECODING, TRAINING, stopwatch
 
 BASELINES = ("ar", "nat", "cmlm", "levt")

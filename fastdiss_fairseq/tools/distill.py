@@ -21,10 +21,10 @@ from fairseq import utils
 from fairseq.data import indexed_dataset
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 
-from ..compat import FastDiSSError
+from ..compat import FastDiSSError, device
 from .command import run_as_command
 from .loading import load
-from .records import device, sha256
+from .records import sha256
 
 #: Sentences that are decoded and saved together.
 PIECE = 2000

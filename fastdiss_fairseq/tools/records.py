@@ -11,7 +11,7 @@ from typing import Dict, Iterator, List, Optional, Sequence
 
 import torch
 
-from ..compat import FastDiSSError
+from ..compat import FastDiSSError, device
 
 PACKAGES = ("torch", "fairseq", "ve-fairseq", "sacrebleu")
 
@@ -57,11 +57,6 @@ def versions() -> Dict[str, str]:
     """Versions of the packages that results depend on."""
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     return {name: installed[name] for name in PACKAGES if name in installed}
-
-
-def device(args) -> torch.device:
-    """The device a command runs on: a GPU where there is one, unless ``--cpu`` was given."""
-    return torch.device("cpu" if args.cpu or not torch.cuda.is_available() else "cuda")
 
 
 def clock(args) -> float:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from fairseq import checkpoint_utils, utils
 
-from ..compat import FastDiSSError
+from ..compat import FastDiSSError, device
 from ..diffusion.sampling import SELF_CONDITIONING
 from ..generation.config import CHOICES, ESTIMATE_NAMES, REPEATS, SOLVER_NAMES, decoding_defaults
 from ..generation.generator import check_models
@@ -29,7 +29,7 @@ from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
 from .loading import load as load_for, weights_of
-from .records import Records, clock, device, device_name, peak_memory_mb, sha256, versions
+from .records import Records, clock, device_name, peak_memory_mb, sha256, versions
 
 #: The settings of a cell, and the option of decoding that each is.
 SETTINGS = {
