@@ -71,12 +71,12 @@ def sentence_key(seed: int, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def _unit(bits: Tensor) -> Tensor:
-    """32 random bits (as non-negative int64) to float32 in (0, 1)."""
+    """32 random bits (as non-negative int64) to float32 in (0, 1]."""
     return ((bits >> 8).float() + 0.5) * 2.0**-24
 
 
 def uniform(key: Tensor) -> Tensor:
-    """One number in (0, 1) for each key: float32, the shape of ``key``."""
+    """One number in (0, 1] for each key: float32, the shape of ``key``."""
     return _unit(_mix(key) & 0xFFFFFFFF)
 
 

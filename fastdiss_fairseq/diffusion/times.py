@@ -37,7 +37,8 @@ class Times(NamedTuple):
     def later(self, advance: Callable[[Tensor], Tensor]) -> "Times":
         """Times behind these, by ``advance`` (t -> t' >= t): a sentence that has one time, or its tokens
         times of their own, goes there; in a mixed sentence more tokens become unknown, as many as its
-        level at t' says, for that is how an earlier step of decoding sees it."""
+        level at t' says, for that is how an earlier step of decoding sees it, but for the few tokens that decoding
+        comes to doubt again."""
         return self._replace(tokens=advance(self.tokens), level=advance(self.level))._with_unknown()
 
     def select(self, rows: Tensor) -> "Times":
