@@ -76,17 +76,8 @@ def test_trains_as_in_float32(way, train):
 @every_way
 def test_the_checkpoint_decodes(way, train, data, tmp_path):
     losses(train("half", *WAYS[way], "--eval-bleu", "--eval-bleu-args", '{"decoding_steps": 2}'))
-    decode = [
-        "generate",
-        data,
-        "--task",
-        "fastdiss",
-        "--path",
-        tmp_path / "half/checkpoint_last.pt",
-        "--decoding-steps",
-        3,
-    ]
-    done = in_process([*decode, *on_device(["--cpu"])])
+    decode = ["generate", data, "--task", "fastdiss", "--path", tmp_path / "half/checkpoint_last.pt"]
+    done = in_process([*decode, "--decoding-steps", 3, *on_device(["--cpu"])])
     assert len(lines(done.stdout, "H")) == 10, done.stderr[-3000:]
 
 
@@ -98,7 +89,7 @@ def test_updates_that_overflow_are_left_out(way, train, tmp_path):
 
 
 @every_way
-def test_a_scale_that_can_fall_no_further_ends_in_one_line(way, train, tmp_path):
+def test_a_scale_that_can_fall_no_further_ends_in_one_line(way, train):
     done = train("half", *WAYS[way], "--fp16-init-scale", TOO_LARGE, "--min-loss-scale", TOO_LARGE / 2)
     message = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and message.startswith("fastdiss: error: update 1 stopped: "), done.stderr[-3000:]
