@@ -22,8 +22,8 @@ SOURCES = [source for source in sentences(20, seed=3) if source != [EOS]]
 MANY = sentences(100, seed=4)  # some of them without a word
 
 
-def decoding(request=None, **task_options):
-    return resolve(task(**task_options).cfg, request or GenerationConfig(), NET.process)
+def decoding(request=None, net=NET, **task_options):
+    return resolve(task(**task_options).cfg, request or GenerationConfig(), net.process, net.solver)
 
 
 def generator(net=NET, **options):
@@ -60,6 +60,12 @@ def test_stock_request_and_stock_task_give_the_documented_defaults():
     assert found.sampler.trained == NET.process
     assert (found.early_exit, found.history, found.seed) == (False, False, 1)
     assert (found.repeats, found.length_factor) == ("merge", 1.0)
+
+
+def test_a_model_of_one_time_for_all_tokens_is_decoded_by_a_solver_for_it():
+    assert decoding(net=model(mixed_times=0.0)).sampler.solver == "renoise"
+    assert decoding(net=model(mixed_times=0.0), decoding_solver="ddim").sampler.solver == "ddim"
+    assert decoding(net=model(mixed_times=0.5)).sampler.solver == "mask_predict"
 
 
 @pytest.mark.parametrize("request_type", [GenerationConfig, Namespace])

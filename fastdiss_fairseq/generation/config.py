@@ -10,7 +10,7 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from ..compat import FastDiSSError
 from ..diffusion.process import Process
-from ..diffusion.sampling import DECODING_SOLVERS, MASK_PREDICT, SELF_CONDITIONING, Sampler
+from ..diffusion.sampling import DECODING_SOLVERS, MASK_PREDICT, RENOISE, SELF_CONDITIONING, Sampler
 from ..flow.jumps import JUMPS
 from ..flow.path import Path
 from ..flow.sampling import CUMULATIVE, LAST_STEPS, FlowSampler
@@ -45,8 +45,8 @@ class DecodingConfig(FairseqDataclass):
     decoding_solver: Optional[ChoiceEnum(list(SOLVER_NAMES))] = option(
         None,
         f"how a step moves z (default: {MASK_PREDICT}: a step takes the tokens it is most certain of as known and "
-        "begins anew with the others; for it noise factors do not matter); FS-DFM: how tokens jump (default: "
-        f"{CUMULATIVE})",
+        f"begins anew with the others; for it noise factors do not matter; of models trained with --mixed-times 0: {RENOISE}); "
+        f"FS-DFM: how tokens jump (default: {CUMULATIVE})",
     )
     decoding_noise_factor: Optional[float] = option(
         None, "noise factor of decoding (default: that of training); less sharpens"
@@ -129,7 +129,7 @@ class Decoding:
         return f"K = {self.steps}, {self.sampler.solver}, {beams if count > 1 else '1 candidate'}"
 
 
-def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:
+def resolve(task_cfg, request, trained: Union[Process, Path], solver: str) -> Decoding:
     """Join the task's options with a request.
 
     Args:
@@ -137,6 +137,7 @@ def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:
         request: fairseq's GenerationConfig, or the Namespace of ``--eval-bleu-args``; where it has a
             field of :class:`DecodingConfig`, that goes before the task's.
         trained: the process, or path, the model was trained on.
+        solver: the model's, where none is asked for.
 
     Raises:
         FastDiSSError: an unknown option in a Namespace, or a value of another kind or out of its range.
@@ -155,7 +156,7 @@ def resolve(task_cfg, request, trained: Union[Process, Path]) -> Decoding:
 
     family = FAMILIES[type(trained)]
     try:
-        sampler = family.sampler(trained, value, given)
+        sampler = family.sampler(trained, str(given("decoding_solver", solver)), value, given)
     except ValueError as error:
         raise FastDiSSError(str(error)) from None
     rerank = value("iter_decode_with_external_reranker")
@@ -195,19 +196,19 @@ def without_effect(task_cfg, request, decoding: Decoding) -> List[str]:
     return found
 
 
-def continuous_sampler(trained: Process, value: Callable, given: Callable) -> Sampler:
+def continuous_sampler(trained: Process, solver: str, value: Callable, given: Callable) -> Sampler:
     """FastDiSS' sampler; ``value(name)`` is an option, ``given(name, otherwise)`` one that may be None."""
     return Sampler(
         trained=trained,
         noise_factor=given("decoding_noise_factor", trained.noise_factor),
         told_noise_factor=given("decoding_told_noise_factor", TOLD_RATIO * trained.noise_factor),
         temperature=given("decoding_temperature", 1.0),
-        solver=str(given("decoding_solver", MASK_PREDICT)),
+        solver=solver,
         self_conditioning=str(value("decoding_self_conditioning")),
     )
 
 
-def flow_sampler(trained: Path, value: Callable, given: Callable) -> FlowSampler:
+def flow_sampler(trained: Path, solver: str, value: Callable, given: Callable) -> FlowSampler:
     """FS-DFM's sampler; as :func:`continuous_sampler`.
 
     Raises:
@@ -217,7 +218,7 @@ def flow_sampler(trained: Path, value: Callable, given: Callable) -> FlowSampler
         raise ValueError("--early-exit is for FastDiSS: FS-DFM's tokens may jump after a step without a change")
     return FlowSampler(
         path=trained,
-        solver=str(given("decoding_solver", CUMULATIVE)),
+        solver=solver,
         temperature=given("decoding_temperature", FLOW_TEMPERATURE),
         last=str(given("decoding_estimate", LAST_STEPS[0])),
     )

@@ -35,7 +35,8 @@ class FewStepModel(BaseFairseqModel):
         cfg: the options.
         source_dictionary, target_dictionary: fairseq dictionaries.
 
-    Subclasses have :meth:`build_denoiser`, the network, and ``process``, what decoding must know of training.
+    Subclasses have :meth:`build_denoiser`, the network; ``process``, what decoding must know of training; and ``solver``, what
+    decodes unless another is asked for.
     """
 
     def __init__(self, cfg: ModelConfig, source_dictionary, target_dictionary):

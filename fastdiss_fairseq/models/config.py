@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Dict, Optional, Tuple, Type
 
 from omegaconf import II
+from omegaconf.errors import OmegaConfBaseException
 
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -22,6 +23,15 @@ def check_probability(name: str, value: float) -> None:
     """Raise FastDiSSError unless the option's value lies from 0 to 1."""
     if not 0 <= value <= 1:
         raise FastDiSSError(f"--{name.replace('_', '-')} must be a probability from 0 to 1, not {value}")
+
+
+def stated(cfg, name: str):
+    """The value of an option that refers to another part of fairseq's configuration, or None where nothing is there."""
+    try:
+        value = getattr(cfg, name, None)
+    except OmegaConfBaseException:
+        return None
+    return None if isinstance(value, str) and value.startswith("${") else value
 
 
 @dataclass
@@ -62,6 +72,7 @@ class FastDiSSConfig(ModelConfig):
 
     noise_schedule: ChoiceEnum(list(SCHEDULES)) = option("sqrt", "noise schedule")
     noise_factor: float = option(4.0, "noise factor F of training: z_t = alpha z_0 + F sigma eps")
+    mixed_times: Optional[float] = II("criterion.mixed_times")  # decides the default solver
 
 
 @dataclass

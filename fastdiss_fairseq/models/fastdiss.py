@@ -9,6 +9,7 @@ from fairseq.models import register_model
 
 from ..compat import FastDiSSError
 from ..diffusion.process import Process
+from ..diffusion.sampling import MASK_PREDICT, RENOISE
 from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
 from ..modules.denoiser import Denoiser
 from ..modules.embedding import Positions
@@ -18,7 +19,7 @@ from ..modules.rounding import Reading, Vocabulary, mean_rows, nearest_token, re
 from ..modules.target import Memory, Target
 from ..modules.transformer import LayerConfig
 from .base import FewStepModel
-from .config import FASTDISS_ARCHITECTURES, FastDiSSConfig, architecture_config
+from .config import FASTDISS_ARCHITECTURES, FastDiSSConfig, architecture_config, stated
 
 
 class TrainingOutput(NamedTuple):
@@ -42,6 +43,8 @@ class FastDiSSModel(FewStepModel):
             raise FastDiSSError(f"--noise-factor must be positive, not {cfg.noise_factor}")
         super().__init__(cfg, source_dictionary, target_dictionary)
         self.process = Process(str(cfg.noise_schedule), cfg.noise_factor)
+        # mask_predict needs to have met known tokens beside unknown ones
+        self.solver = RENOISE if stated(cfg, "mixed_times") == 0 else MASK_PREDICT
 
     def build_denoiser(self, layer: LayerConfig, positions: Positions) -> Denoiser:
         return Denoiser(layer, self.cfg.decoder_layers, self.cfg.latent_dim, positions)

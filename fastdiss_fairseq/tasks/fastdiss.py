@@ -153,7 +153,7 @@ class FastDiSSTask(TranslationTask):
         if getattr(args, "score_reference", False):
             raise FastDiSSError("FastDiSS has no token-by-token likelihood: --score-reference is not offered")
         check_models(models[:1], "score")
-        decoding = resolve(self.cfg, args, models[0].process)
+        decoding = resolve(self.cfg, args, models[0].process, models[0].solver)
         check_models(models, decoding.choice)
         logger.info(f"decoding: {decoding}")
         ignored = without_effect(self.cfg, args, decoding)
