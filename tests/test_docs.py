@@ -145,7 +145,15 @@ def test_messages_are_those_of_the_code():
     assert lost == []
 
 
-@pytest.mark.parametrize("page", DOCS, ids=names(DOCS))
+LINKED = [
+    *dict.fromkeys(PAGES),
+    ROOT / "results" / "README.md",
+    *(ROOT / "models").glob("*/README.md"),
+    ROOT / "CHANGELOG.md",
+]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=names(LINKED))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         file, _, anchor = target.partition("#")
