@@ -193,7 +193,6 @@ def test_method_flags_and_bfloat16_train(data, tmp_path):
 
 def test_a_checkpoint_says_which_solver_decodes_it(data, tmp_path):
     trained = train(data, tmp_path, "--max-update", 2, "--mixed-times", 0, "--eval-bleu")
-    assert "mixed_times': 0.0" in str(load(tmp_path / "checkpoint_last.pt")["cfg"]["model"])
     generated = generate(data, tmp_path / "checkpoint_last.pt", "--decoding-steps", 2)
     for done in (trained, generated):
         assert "renoise" in done.stdout + done.stderr and "mask_predict" not in done.stdout + done.stderr

@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from fairseq.dataclass.configs import GenerationConfig
-from helpers import batch, model, sentences, task
+from omegaconf import OmegaConf
+from helpers import MINIATURE, batch, model, model_config, sentences, task
 
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.diffusion.sampling import DECODING_SOLVERS
 from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve, without_effect
 from fastdiss_fairseq.generation.continuous import round_all
 from fastdiss_fairseq.generation.generator import FastDiSSGenerator
+from fastdiss_fairseq.models.fastdiss import FastDiSSModel
 from fastdiss_fairseq.modules.rounding import Vocabulary
 
 TASK, NET = task(), model()
@@ -63,9 +65,13 @@ def test_stock_request_and_stock_task_give_the_documented_defaults():
 
 
 def test_a_model_of_one_time_for_all_tokens_is_decoded_by_a_solver_for_it():
-    assert decoding(net=model(mixed_times=0.0)).sampler.solver == "renoise"
-    assert decoding(net=model(mixed_times=0.0), decoding_solver="ddim").sampler.solver == "ddim"
-    assert decoding(net=model(mixed_times=0.5)).sampler.solver == "mask_predict"
+    def trained(share):
+        cfg = OmegaConf.create({"model": vars(model_config(**MINIATURE)), "criterion": {"mixed_times": share}})
+        return FastDiSSModel.build_model(cfg.model, TASK)
+
+    assert decoding(net=trained(0.0)).sampler.solver == "renoise"
+    assert decoding(net=trained(0.0), decoding_solver="ddim").sampler.solver == "ddim"
+    assert decoding(net=trained(0.5)).sampler.solver == "mask_predict"
 
 
 @pytest.mark.parametrize("request_type", [GenerationConfig, Namespace])

@@ -38,7 +38,7 @@ class FastDiSSLossConfig(FairseqDataclass):
         "expected", "what self-conditioning gets in training; see --decoding-estimate"
     )
     mixed_times: float = option(
-        0.5,
+        0.75,
         "probability that a sentence trains with tokens that are known (t = 0) or unknown (t = 1), which "
         "--decoding-solver mask_predict needs; 0: all tokens of a sentence share one t",
     )
@@ -63,7 +63,7 @@ class FastDiSSLossConfig(FairseqDataclass):
         metadata={"help": "where the second and later phases begin, in updates; up to 1: fractions of --max-update"},
     )
     mans_start: float = option(0.75, "where the first MANS phase begins (before: beta = 1); as --mans-phase")
-    diffusion_loss_weight: float = option(1.0, "weight of the diffusion loss, ||estimate - z_0||^2 / D")
+    diffusion_loss_weight: float = option(0.1, "weight of the diffusion loss, ||estimate - z_0||^2 / D")
     rounding: ChoiceEnum(["anchor", "exact"]) = option(
         "anchor", "the rounding loss' softmax is taken at the estimate (anchor) or at z_0 (exact)"
     )

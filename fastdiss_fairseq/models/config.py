@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field, make_dataclass
 from typing import Dict, Optional, Tuple, Type
 
-from omegaconf import II
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, II
 
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -25,13 +24,12 @@ def check_probability(name: str, value: float) -> None:
         raise FastDiSSError(f"--{name.replace('_', '-')} must be a probability from 0 to 1, not {value}")
 
 
-def stated(cfg, name: str):
-    """The value of an option that refers to another part of fairseq's configuration, or None where nothing is there."""
-    try:
-        value = getattr(cfg, name, None)
-    except OmegaConfBaseException:
-        return None
-    return None if isinstance(value, str) and value.startswith("${") else value
+def trained_with(cfg, name: str):
+    """An option of the criterion that stands beside the model's options in fairseq's configuration, of a training or as
+    a checkpoint keeps it; None where there is none."""
+    root = cfg._get_parent() if isinstance(cfg, DictConfig) else None
+    criterion = root["criterion"] if root is not None and "criterion" in root else None
+    return criterion[name] if criterion is not None and name in criterion else None
 
 
 @dataclass
@@ -72,7 +70,6 @@ class FastDiSSConfig(ModelConfig):
 
     noise_schedule: ChoiceEnum(list(SCHEDULES)) = option("sqrt", "noise schedule")
     noise_factor: float = option(4.0, "noise factor F of training: z_t = alpha z_0 + F sigma eps")
-    mixed_times: Optional[float] = II("criterion.mixed_times")  # decides the default solver
 
 
 @dataclass

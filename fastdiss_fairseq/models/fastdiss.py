@@ -19,7 +19,7 @@ from ..modules.rounding import Reading, Vocabulary, mean_rows, nearest_token, re
 from ..modules.target import Memory, Target
 from ..modules.transformer import LayerConfig
 from .base import FewStepModel
-from .config import FASTDISS_ARCHITECTURES, FastDiSSConfig, architecture_config, stated
+from .config import FASTDISS_ARCHITECTURES, FastDiSSConfig, architecture_config, trained_with
 
 
 class TrainingOutput(NamedTuple):
@@ -44,7 +44,7 @@ class FastDiSSModel(FewStepModel):
         super().__init__(cfg, source_dictionary, target_dictionary)
         self.process = Process(str(cfg.noise_schedule), cfg.noise_factor)
         # mask_predict needs to have met known tokens beside unknown ones
-        self.solver = RENOISE if stated(cfg, "mixed_times") == 0 else MASK_PREDICT
+        self.solver = RENOISE if trained_with(cfg, "mixed_times") == 0 else MASK_PREDICT
 
     def build_denoiser(self, layer: LayerConfig, positions: Positions) -> Denoiser:
         return Denoiser(layer, self.cfg.decoder_layers, self.cfg.latent_dim, positions)
