@@ -79,7 +79,7 @@ class FastDiSSLossConfig(FairseqDataclass):
 
 @register_criterion("fastdiss_loss", dataclass=FastDiSSLossConfig)
 class FastDiSSLoss(FairseqCriterion):
-    """L = L_diffusion + L_round + factor L_length, a mean over target tokens (method, section 1)."""
+    """L = weight L_diffusion + L_round + factor L_length, a mean over target tokens (method, section 1)."""
 
     trains = FastDiSSModel
 

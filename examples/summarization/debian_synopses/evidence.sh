@@ -4,7 +4,7 @@
 #   evidence.sh [OUTPUT]
 #
 # ARCH=fastdiss_tiny  UPDATES=2400  MAX_TOKENS=8000  JOBS=2  SEEDS="1"  options of the trainings
-# OPTIONS=            further ones
+# OPTIONS=            further ones (the committed table: --mixed-times 0.5 --diffusion-loss-weight 1)
 # DEVICE=--cpu        empty: a GPU
 # STEPS="1 2 3 5 10 20 50"   REPEATS=merge   (keep: the committed table; both, too)
 # Finished trainings and cells are not repeated.

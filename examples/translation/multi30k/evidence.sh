@@ -5,7 +5,7 @@
 #   evidence.sh [OUTPUT]
 #
 # ARCH=fastdiss_tiny  UPDATES=1800  MAX_TOKENS=4000  JOBS=2  SEEDS="1"  options of the trainings
-# OPTIONS=            further ones of the FastDiSS trainings
+# OPTIONS=            further ones of the FastDiSS trainings (the committed ablation of all four: --mixed-times 0.5 --diffusion-loss-weight 1)
 # BASELINE_UPDATES=2400  of fairseq's models
 # DEVICE=--cpu        empty: a GPU
 # STEPS="1 2 3 5 10 20 50"   REPEATS=merge   (keep: the committed tables of the ablations; both, too)
