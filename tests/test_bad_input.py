@@ -193,6 +193,8 @@ train $data --max-update 0 --max-epoch 1                               | --max-u
 train $data --scp-hops 3                                               | hops
 train $data --scp-budgets 0,2                                          | budgets
 train $data --mixed-times 1.5                                          | --mixed-times must be a probability
+train $data --diffusion-loss-weight -1                                 | --diffusion-loss-weight must be at least 0
+train $data --length-loss-factor nan                                   | --length-loss-factor must be at least 0
 train $data --self-conditioning-prob -0.1                              | --self-conditioning-prob must be a probability
 train $data --label-smoothing 2                                        | --label-smoothing must be a probability
 train $data --dropout 2                                                | --dropout must be a probability

@@ -18,7 +18,7 @@ from ..diffusion.noise_scaling import PhaseTable
 from ..diffusion.perturbation import COUPLINGS, RULES, Perturbation
 from ..diffusion.training import TrainingPlan
 from ..models.base import cut
-from ..models.config import check_probability, option
+from ..models.config import check_not_negative, check_probability, option
 from ..models.fastdiss import FastDiSSModel
 from .sums import total
 
@@ -88,6 +88,8 @@ class FastDiSSLoss(FairseqCriterion):
         self.cfg = cfg
         for name in ("self_conditioning_prob", "mixed_times", "label_smoothing"):
             check_probability(name, getattr(cfg, name))
+        for name in ("diffusion_loss_weight", "length_loss_factor"):
+            check_not_negative(name, getattr(cfg, name))
         try:
             self.scp = None if cfg.no_scp else perturbation_from(cfg)
             self.phases = None if cfg.no_mans else phases_from(cfg)

@@ -11,12 +11,11 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 
-from ..compat import FastDiSSError
 from ..diffusion.noise import fold
 from ..flow.teacher import TEACHERS
 from ..flow.training import FlowPlan
 from ..models.base import cut
-from ..models.config import option
+from ..models.config import check_not_negative, option
 from ..models.fsdfm import FSDFMModel
 from .sums import total
 
@@ -44,15 +43,15 @@ class FSDFMLoss(FairseqCriterion):
     """L = L_flow + L_teacher + factor L_length, a mean over target tokens (method, section 7).
 
     Raises:
-        FastDiSSError: a negative temperature.
+        FastDiSSError: a negative temperature or weight.
     """
 
     trains = FSDFMModel
 
     def __init__(self, cfg: FSDFMLossConfig, task):
         super().__init__(task)
-        if not cfg.teacher_temperature >= 0:
-            raise FastDiSSError(f"--teacher-temperature must be at least 0, not {cfg.teacher_temperature}")
+        for name in ("teacher_temperature", "length_loss_factor"):
+            check_not_negative(name, getattr(cfg, name))
         self.cfg = cfg
 
     @classmethod

@@ -24,6 +24,12 @@ def check_probability(name: str, value: float) -> None:
         raise FastDiSSError(f"--{name.replace('_', '-')} must be a probability from 0 to 1, not {value}")
 
 
+def check_not_negative(name: str, value: float) -> None:
+    """Raise FastDiSSError unless the option's value is a number of at least 0."""
+    if not 0 <= value < float("inf"):
+        raise FastDiSSError(f"--{name.replace('_', '-')} must be at least 0, not {value}")
+
+
 def trained_with(cfg, name: str):
     """An option of the criterion that stands beside the model's options in fairseq's configuration, of a training or as
     a checkpoint keeps it; None where there is none."""
