@@ -38,6 +38,7 @@ setup(
         "test": [
             "pytest",
             "pytest-cov",
+            "pytest-xdist",
             "hypothesis",
             "playwright",
             "httpx",

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Run all tests in .venv, which is made where it is missing.
+# Run all tests in .venv, which is made where it is missing, a process a core (at most eight).
 #
-#   scripts/test.sh [--slow] [OPTION OF pytest ...]
+#   scripts/test.sh [--slow] [OPTION OF pytest ...]        -n 0: one after the other
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export OMP_NUM_THREADS=1
 cd "$root"
-exec python -m pytest -q "$@" tests
+exec python -m pytest -q -n auto --maxprocesses 8 --dist loadscope "$@" tests

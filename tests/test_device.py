@@ -19,6 +19,11 @@ pytestmark = pytest.mark.skipif(not available(), reason="needs a torch that take
 SOURCES, TARGETS = sentences(20, seed=3), sentences(20, seed=4, shortest=1)
 
 
+def called(value):
+    """A parameter's name in the name of a test, the same in each process."""
+    return getattr(value, "__name__", str(value))
+
+
 @pytest.fixture(autouse=True)
 def device():
     register()
@@ -98,7 +103,7 @@ def test_an_autoregressive_model_chooses_there():
 
 
 ways = pytest.mark.parametrize(
-    "make, options, each", [(model, {}, 1), (model, {"decoding_solver": "ddim"}, 0), (flow_model, {}, 0)], ids=str
+    "make, options, each", [(model, {}, 1), (model, {"decoding_solver": "ddim"}, 0), (flow_model, {}, 0)], ids=called
 )
 
 
@@ -127,7 +132,7 @@ CASES = [
     (flow_model, flow_criterion, {"step_aware": True}, {"step_size_tilt": 0.0}),
     (flow_model, flow_criterion, {"step_aware": True, "noise_source": "mask"}, {"teacher": "heun"}),
 ]
-every_training = pytest.mark.parametrize("make, judge, shape, options", CASES, ids=str)
+every_training = pytest.mark.parametrize("make, judge, shape, options", CASES, ids=called)
 
 
 def step(make, judge, shape, options, there):
