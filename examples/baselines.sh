@@ -18,8 +18,8 @@
 # An interrupted training goes on where it was, and a finished one is not repeated.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[[ $# -ge 3 ]] || { sed -n 's/^# \{0,1\}//;2,19p' "$0" >&2; exit 1; }
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/recipe.sh"
+[[ $# -ge 3 ]] || usage
 system=$1 data=$2 output=$3
 shift 3
 updates=${UPDATES:-2400}

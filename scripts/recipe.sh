@@ -10,11 +10,20 @@ die() {
     exit 1
 }
 
-# usage: dies with the comment at the head of the calling script.
+# help: prints the comment at the head of the calling script; usage: dies with it.
+help() {
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+}
+
 usage() {
-    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
+    help >&2
     exit 1
 }
+
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    help
+    exit
+fi
 
 # read_arguments NAME "$@": sets `destination` (the first argument, or data-bin/NAME), `options` (all others) and
 # `recipe`, the calling script's folder under examples/.

@@ -66,6 +66,13 @@ def test_resuming_keeps_the_moving_average(data, averaged, tmp_path):
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
+def test_several_trainings_are_warned_of(data, averaged, run, tmp_path):
+    paths = numbered(averaged)[-2:]
+    assert "several trainings" not in tool("average", *paths, "--output", tmp_path / "one.pt").stderr
+    done = tool("average", paths[0], run / "checkpoint_last.pt", "--output", tmp_path / "two.pt", check=False)
+    assert "several trainings" in done.stderr
+
+
 def test_mistakes_are_one_line(averaged, transformer, tmp_path):
     last, out = averaged / "checkpoint_last.pt", tmp_path / "out.pt"
     run = lambda *arguments: tool("average", *arguments, "--output", out, check=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = [*sorted((ROOT / "examples").rglob("*.sh")), ROOT / "scripts" / "quickstart.sh"]
 TESTS = ["TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012"]
 
 
@@ -204,3 +205,13 @@ def test_wrong_calls_of_baselines_are_one_line(arguments, environment, message, 
 def test_compare_needs_a_prepared_folder(tmp_path):
     done = script("compare.sh", tmp_path, tmp_path / "out", "ar")
     assert done.returncode == 1 and "was it made by a prepare.sh" in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=[str(path.relative_to(ROOT)) for path in SCRIPTS])
+def test_help_explains_a_script_and_does_nothing(script, tmp_path):
+    """In a folder of its own and without programs of the environment: what begins to work fails."""
+    for asked in ("--help", "-h"):
+        line = ["bash", script, asked]
+        done = subprocess.run(line, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path)
+        assert done.returncode == 0 and script.name in done.stdout and "#" not in done.stdout.splitlines()[0]
+    assert list(tmp_path.iterdir()) == []

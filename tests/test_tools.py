@@ -13,7 +13,7 @@ from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, gener
 
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.tools import ablate, report, scoring, sweep
-from fastdiss_fairseq.tools.records import Records, sha256
+from fastdiss_fairseq.tools.records import Records, count_parameters, sha256
 
 WORDS = "a man walks down the old street with his small brown dog".split()
 
@@ -213,6 +213,12 @@ def test_outputs_of_other_models_stand_in_the_same_table(tmp_path, data, text, t
     assert (cmlm["updates"], cmlm["seed"]) == (None, None)
     assert ar["value"] == 100.0 and (ar["seconds"], ar["sentences_per_second"]) == (0.5, 4.0)
     assert "| cmlm | 100.00 |  |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_tensor_with_several_names_counts_once(tmp_path):
+    table = torch.zeros(7, 3)
+    torch.save({"encoder": table, "decoder": table, "other": torch.zeros(2)}, tmp_path / "shared.pt")
+    assert count_parameters(torch.load(tmp_path / "shared.pt")) == 23
 
 
 def test_repeats_of_other_models_are_merged_where_asked(tmp_path, data, text):

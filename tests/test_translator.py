@@ -106,6 +106,8 @@ def test_fairseqs_hub_interface_gives_the_same(model):
         SENTENCES, steps=3, length_beam=2, noise_beam=2, decoding_choice="mbr"
     )
     assert hub.translate(SENTENCES[0], decoding_steps=1) == model.translate(SENTENCES[:1], steps=1)[0]
+    with pytest.raises(FastDiSSError, match="unknown generation option: steps"):
+        hub.translate(SENTENCES, steps=1)
 
 
 def test_decoding_options_are_the_codes_defaults_not_those_of_the_training(model):

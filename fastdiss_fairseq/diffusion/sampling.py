@@ -53,7 +53,9 @@ class Sampler:
             known = ", ".join(SELF_CONDITIONING)
             raise ValueError(f"unknown self-conditioning '{self.self_conditioning}' (known: {known})")
         if not (self.noise_factor > 0 and self.told_noise_factor > 0 and self.temperature >= 0):
-            raise ValueError("decoding noise factors must be positive, the temperature at least 0")
+            raise ValueError(
+                f"noise factors of decoding must be above 0, not {self.noise_factor:g} and (told) {self.told_noise_factor:g}; the temperature at least 0, not {self.temperature:g}"
+            )
 
     @property
     def process(self) -> Process:

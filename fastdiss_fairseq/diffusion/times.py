@@ -31,8 +31,7 @@ class Times(NamedTuple):
         if mixed == 0:
             return cls(level, level)
         rank = uniform(fold(key.unsqueeze(1), "unknown", torch.arange(length, device=key.device)))
-        which = (uniform(fold(key, "mixed")) < mixed).unsqueeze(1)
-        return cls(level, level, which, rank)._with_unknown()
+        return cls(level, level, are_mixed(key, mixed).unsqueeze(1), rank)._with_unknown()
 
     def later(self, advance: Callable[[Tensor], Tensor]) -> "Times":
         """Times behind these, by ``advance`` (t -> t' >= t): a sentence that has one time, or its tokens
@@ -53,6 +52,11 @@ class Times(NamedTuple):
             return self
         unknown = (self.rank < self.level).to(self.level.dtype)
         return self._replace(tokens=torch.where(self.mixed, unknown, self.tokens))
+
+
+def are_mixed(key: Tensor, share: float) -> Tensor:
+    """(B,) True at the ``share`` of the sentences whose tokens are known or unknown."""
+    return uniform(fold(key, "mixed")) < share
 
 
 def uniform_grid(steps: int) -> List[float]:

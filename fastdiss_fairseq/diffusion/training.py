@@ -10,7 +10,15 @@ from .noise import fold, gaussian, uniform
 from .noise_scaling import token_times
 from .perturbation import Perturbation
 from .process import Process
-from .times import Times
+from .times import Times, are_mixed
+
+
+class Rows(NamedTuple):
+    """Numbers of the sentences that passes without gradient run on: ``conditioned`` (n,) are given an estimate,
+    ``looked_at`` (m,) by MANS: those of one time, since what is known, or unknown, stays so."""
+
+    conditioned: Tensor
+    looked_at: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,12 @@ class TrainingPlan:
     mixed_times: float = 0.0
     estimate: str = "direct"
 
-    def conditioned(self) -> Tensor:
-        """(n,) the sentences that are given an estimate."""
-        return (uniform(fold(self.key, "self-conditioning")) < self.self_conditioning).nonzero().squeeze(1)
+    def rows(self) -> Rows:
+        """Which sentences take part in what; on a GPU the host waits for it."""
+        conditioned = uniform(fold(self.key, "self-conditioning")) < self.self_conditioning
+        of_one_time = ~are_mixed(self.key, self.mixed_times)
+        looked_at = of_one_time.nonzero().squeeze(1) if self.beta > 1 else self.key[:0]
+        return Rows(conditioned.nonzero().squeeze(1), looked_at)
 
 
 class TrainingPass(NamedTuple):
@@ -58,7 +69,7 @@ def training_pass(
     is_correct: Callable[[Tensor], Tensor],
     z_0: Tensor,
     mask: Tensor,
-    rows: Tensor,
+    rows: Rows,
     plan: TrainingPlan,
     process: Process,
     refine: Callable[[Tensor], Tensor] = lambda estimate: estimate,
@@ -67,25 +78,27 @@ def training_pass(
 
     Args:
         denoise: ``(z, t, z_bar, rows) -> estimate`` for the sentences of these numbers (all when None).
-        is_correct: estimate (B, T, D) -> (B, T), True where it rounds to the target token.
+        is_correct: estimates (m, T, D) of the sentences that MANS looks at -> (m, T), True where they round to the
+            target token.
         z_0: (B, T, D) target embeddings, float32.
         mask: (B, T), True at real tokens.
-        rows: (n,), :meth:`TrainingPlan.conditioned`.
-        refine: what self-conditioning gets for the estimates (n, T, D) of those sentences.
+        rows: :meth:`TrainingPlan.rows`.
+        refine: what self-conditioning gets for the estimates (n, T, D) of the conditioned sentences.
     """
     times = Times.draw(plan.key, z_0.size(1), plan.mixed_times)
     t = times.tokens
     noise = gaussian(fold(plan.key, "noise"), *z_0.shape[1:])
     z_t, token_t, moved = process.diffuse(z_0, t, noise), t, None
-    if plan.beta > 1:
+    if len(rows.looked_at) > 0:
         with torch.no_grad():
-            looked = denoise(z_t, t, torch.zeros_like(z_t), None)
-            moved = is_correct(looked) & (t > 0) & (t < 1)  # what is known, or unknown, stays so
+            seen = z_t[rows.looked_at]
+            looked = denoise(seen, t[rows.looked_at], torch.zeros_like(seen), rows.looked_at)
+            moved = torch.zeros_like(mask).index_copy(0, rows.looked_at, is_correct(looked))
             token_t = token_times(t, moved, plan.beta)
             times = times._replace(tokens=token_t)
         z_t = process.diffuse(z_0, token_t, noise)
     with torch.no_grad():
-        z_bar, later = _self_condition(denoise, z_0, z_t, times, rows, plan, process, refine)
+        z_bar, later = _self_condition(denoise, z_0, z_t, times, rows.conditioned, plan, process, refine)
         gap = ((later - token_t) * mask).sum(1) / mask.sum(1)
     estimate = denoise(z_t, token_t, z_bar, None)
     return TrainingPass(estimate, t, token_t, moved, gap.sum())

@@ -140,10 +140,10 @@ def resolve(task_cfg, request, trained: Union[Process, Path], solver: str) -> De
         solver: the model's, where none is asked for.
 
     Raises:
-        FastDiSSError: an unknown option in a Namespace, or a value of another kind or out of its range.
+        FastDiSSError: an unknown option (fairseq's hub interface adds any to its GenerationConfig), or a value of another
+            kind or out of its range.
     """
-    if isinstance(request, Namespace):
-        _check(vars(request))
+    _check({name: getattr(request, name) for name in (vars(request) if isinstance(request, Namespace) else request)})
     stock = GenerationConfig()
 
     def value(name):
@@ -258,7 +258,7 @@ NUMBERS = {float: (float, int), Optional[float]: (float, int, type(None))}
 
 
 def _check(given: dict) -> None:
-    """Raise FastDiSSError where a request of Python or JSON has an unknown name, or a value of another kind."""
+    """Raise FastDiSSError where a request has an unknown name, or a value of another kind."""
     known = {f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind)} - set(MODEL_OPTIONS)
     unknown = sorted(set(given) - known)
     if unknown:

@@ -85,11 +85,13 @@ class FastDiSSModel(FewStepModel):
             src_tokens: (B, S) ids.
             target: (B, T) ids with padding on the right, at most ``max_target_positions`` long.
         """
-        mask, rows = target.ne(self.padding_idx), plan.conditioned()
-        real, its_real = (
+        mask, rows = target.ne(self.padding_idx), plan.rows()
+        # the host waits for the device here, before there is work, and not again
+        real, looked_at, conditioned = (
             Places.of(mask),
-            Places.of(mask[rows]),
-        )  # the host waits for the device here, before there is work, and not again
+            Places.of(mask[rows.looked_at]),
+            Places.of(mask[rows.conditioned]),
+        )
         source = self.encode(src_tokens)
         z_0, shared = self.embedding(target), self.denoiser.target(mask)
 
@@ -101,10 +103,11 @@ class FastDiSSModel(FewStepModel):
             return self.denoise(z, t, z_bar, shared.select(rows), source.memory.select(rows))
 
         def is_correct(estimate):
-            return real.put(nearest_token(*self.rounded(real.take(estimate))) == real.take(target))
+            found = nearest_token(*self.rounded(looked_at.take(estimate)))
+            return looked_at.put(found == looked_at.take(target[rows.looked_at]))
 
         def refine(estimate):
-            return self.refine(estimate, its_real, plan.estimate)
+            return self.refine(estimate, conditioned, plan.estimate)
 
         training = training_pass(denoise, is_correct, z_0, mask, rows, plan, self.process, refine)
         states, table = self.rounded(real.take(training.estimate if plan.rounding == "anchor" else z_0))
@@ -112,7 +115,7 @@ class FastDiSSModel(FewStepModel):
         return TrainingOutput(
             z_0,
             training,
-            len(rows),
+            len(rows.conditioned),
             real.put(rounding.loss),
             real.put(rounding.correct),
             self.length.loss(source.length_logits, source.lengths, mask.sum(1)),

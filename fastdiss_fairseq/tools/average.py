@@ -9,6 +9,7 @@ optimizer state.  It works for fairseq's own models too.
 """
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import Dict, List
@@ -20,6 +21,8 @@ from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from ..compat import FastDiSSError
 from .command import run_as_command
+
+logger = logging.getLogger(__name__)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -78,10 +81,14 @@ def average(paths: List[Path], output: Path, last: int = 0, ema: bool = False) -
         if not path.is_file():
             raise FastDiSSError(f"no checkpoint {path}")
     chosen = sorted(paths, key=lambda path: updates(load_checkpoint_to_cpu(str(path))))[-last:]
-    found = []
+    found, trainings = [], set()
     for path in chosen:  # one after the other: the optimizer's state is twice as large as the weights
         state = load_checkpoint_to_cpu(str(path))
         found.append(weights(state, path, ema))
+        trainings.add((state["cfg"]["common"]["seed"], state["cfg"]["checkpoint"]["save_dir"]))
+    if len(trainings) > 1:
+        known = "; ".join(f"seed {seed}, {folder}" for seed, folder in sorted(trainings))
+        logger.warning(f"an average of several trainings ({known}) is rarely a good model")
     state["model"] = mean(found)
     state["last_optimizer_state"] = None
     state["extra_state"].pop("ema", None)

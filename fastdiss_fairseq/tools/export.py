@@ -26,7 +26,7 @@ from ..compat import FastDiSSError
 from ..models.config import ARCHITECTURES
 from ..models.fsdfm import averaged_weights
 from .command import run_as_command
-from .records import sha256, versions
+from .records import count_parameters, sha256, versions
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -102,7 +102,7 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes:
         "tokenizer_langs": tokenizer_languages(data) or languages,
         "arch": arch,
         "updates": state["optimizer_history"][-1]["num_updates"],
-        "parameters": sum(value.numel() for value in averaged_weights(state["model"]).values()),
+        "parameters": count_parameters(averaged_weights(state["model"])),
         "versions": versions(),
         "sha256": {name: sha256(folder / name) for name in sorted([WEIGHTS, *names.values()])},
     }

@@ -53,6 +53,11 @@ class Records:
         part.replace(self.path)
 
 
+def count_parameters(weights: Dict[str, torch.Tensor]) -> int:
+    """How many numbers a model has; a tensor with several names, as fairseq's shared embeddings, counts once."""
+    return sum({value.data_ptr(): value.numel() for value in weights.values()}.values())
+
+
 def versions() -> Dict[str, str]:
     """Versions of the packages that results depend on."""
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}

@@ -219,7 +219,10 @@ def get_parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(METRICS + TASK_METRICS)} (the last needs --source)",
     )
     parser.add_argument(
-        "--repeats", default="keep", choices=REPEATS, help="words said several times in a row: as they are, or once"
+        "--repeats",
+        default="keep",
+        choices=REPEATS,
+        help="words said several times in a row: as they are (keep, the default), or once",
     )
     parser.add_argument("--source", metavar="FILE", help="raw source, one sentence a line")
     return parser

@@ -29,7 +29,7 @@ from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
 from .loading import load as load_for, weights_of
-from .records import Records, clock, device_name, peak_memory_mb, sha256, versions
+from .records import Records, clock, count_parameters, device_name, peak_memory_mb, sha256, versions
 
 #: The settings of a cell, and the option of decoding that each is.
 SETTINGS = {
@@ -76,13 +76,16 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["keep"],
         choices=REPEATS,
-        help="words that these say several times in a row",
+        help="words that these say several times in a row: keep (default), or merge to one",
     )
-    parser.add_argument("--subset", default="test", help="split to decode")
+    parser.add_argument("--subset", default="test", help="split to decode (default: test)")
     parser.add_argument("--reference", type=Path, required=True, help="raw reference, one sentence a line")
     parser.add_argument("--output", type=Path, required=True, help="folder for results, tables and plots")
     parser.add_argument(
-        "--metrics", nargs="+", default=["BLEU", "chrF"], help=f"of {', '.join(scoring.METRICS)}; the first is plotted"
+        "--metrics",
+        nargs="+",
+        default=["BLEU", "chrF"],
+        help=f"of {', '.join(scoring.METRICS)}; the first is plotted (default: BLEU chrF)",
     )
     parser.add_argument(
         "--detokenize", metavar="LANG", help="language for undoing Moses tokenisation (default: the target language)"
@@ -91,12 +94,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--baseline", metavar="SYSTEM", help="test the other systems against this one (paired bootstrap)"
     )
     parser.add_argument("--samples", type=int, default=0, help="print so many sample outputs")
-    parser.add_argument("--batch-size", type=int, default=128, help="sentences a batch")
-    parser.add_argument("--seed", type=int, default=1, help="seed of decoding's noise")
+    parser.add_argument("--batch-size", type=int, default=128, help="sentences a batch (default: 128)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of decoding's noise (default: 1)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    grid = parser.add_argument_group("grid")
-    grid.add_argument("--steps", type=int, nargs="+", default=[1, 2, 3, 5, 10, 20])
-    grid.add_argument("--self-conditioning", nargs="+", default=["previous"], choices=SELF_CONDITIONING)
+    grid = parser.add_argument_group("grid", "each combination is a cell")
+    shown = {"nargs": "+", "help": "default: %(default)s"}
+    grid.add_argument("--steps", type=int, default=[1, 2, 3, 5, 10, 20], **shown)
+    grid.add_argument("--self-conditioning", default=["previous"], choices=SELF_CONDITIONING, **shown)
     grid.add_argument("--solver", nargs="+", default=[None], choices=SOLVER_NAMES, help="default: fairseq-generate's")
     grid.add_argument("--estimate", nargs="+", default=[None], choices=ESTIMATE_NAMES, help="likewise")
     grid.add_argument("--noise-factor", type=float, nargs="+", default=[None], help="default: that of training")
@@ -104,11 +108,11 @@ def get_parser() -> argparse.ArgumentParser:
         "--told-noise-factor", type=float, nargs="+", default=[None], help="default: that of fairseq-generate"
     )
     grid.add_argument("--temperature", type=float, nargs="+", default=[None], help="likewise")
-    grid.add_argument("--length-beam", type=int, nargs="+", default=[1])
-    grid.add_argument("--noise-beam", type=int, nargs="+", default=[1])
-    grid.add_argument("--repeats", nargs="+", default=[DEFAULTS["decoding_repeats"]], choices=REPEATS)
-    grid.add_argument("--length-factor", type=float, nargs="+", default=[DEFAULTS["decoding_length_factor"]])
-    grid.add_argument("--choice", nargs="+", default=["score"], choices=[c for c in CHOICES if c != "ar"])
+    grid.add_argument("--length-beam", type=int, default=[1], **shown)
+    grid.add_argument("--noise-beam", type=int, default=[1], **shown)
+    grid.add_argument("--repeats", default=[DEFAULTS["decoding_repeats"]], choices=REPEATS, **shown)
+    grid.add_argument("--length-factor", type=float, default=[DEFAULTS["decoding_length_factor"]], **shown)
+    grid.add_argument("--choice", default=["score"], choices=[c for c in CHOICES if c != "ar"], **shown)
     return parser
 
 
@@ -142,7 +146,7 @@ def facts_of(path: str) -> Dict[str, object]:
     return {
         "seed": state["cfg"]["common"]["seed"],
         "updates": state["optimizer_history"][-1]["num_updates"],
-        "parameters": sum(value.numel() for value in averaged_weights(state["model"]).values()),
+        "parameters": count_parameters(averaged_weights(state["model"])),
         "checkpoint": Path(path).name,
         "checkpoint_sha256": sha256(path),
     }

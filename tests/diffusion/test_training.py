@@ -41,7 +41,7 @@ def never(estimate):
 
 def run(plan, is_correct=never, z_0=Z_0, **options):
     network, mask = Network(), torch.ones(z_0.shape[:2], dtype=torch.bool)
-    return network, training_pass(network, is_correct, z_0, mask, plan.conditioned(), plan, PROCESS, **options)
+    return network, training_pass(network, is_correct, z_0, mask, plan.rows(), plan, PROCESS, **options)
 
 
 def standard_step(network, key, z_0, probability):
@@ -103,7 +103,7 @@ def test_everybody_is_conditioned_at_probability_one():
 def test_estimates_are_made_for_the_conditioned_sentences_alone(scp, beta):
     plan = TrainingPlan(KEY, 0.5, scp, beta)
     network, _ = run(plan, half_right)
-    chosen = plan.conditioned()
+    chosen = plan.rows().conditioned
     assert 0 < len(chosen) < B
     z, t, z_bar, rows, _ = network.calls[-1]
     assert rows is None
@@ -182,7 +182,7 @@ def test_times_and_conditioning_are_spread_as_asked():
     z_0 = torch.zeros(len(key), 1, 1)
     plan = TrainingPlan(key, 0.3)
     _, found = run(plan, z_0=z_0)
-    conditioned = torch.zeros(len(key)).index_fill(0, plan.conditioned(), 1)
+    conditioned = torch.zeros(len(key)).index_fill(0, plan.rows().conditioned, 1)
     assert abs(conditioned.mean() - 0.3) < 5 * (0.21 / len(key)) ** 0.5
     ordered = found.t.flatten().sort()[0]
     assert (ordered - torch.arange(1, len(key) + 1) / len(key)).abs().max() < 1.95 / len(key) ** 0.5
@@ -231,7 +231,7 @@ def test_scp_makes_a_mixed_sentences_estimate_with_fewer_tokens_known():
 def test_known_tokens_are_clean_and_mans_leaves_them_known(scp):
     network, found = run(TrainingPlan(KEY, 0.5, scp, 3.0, mixed_times=1.0), half_right)
     known = found.t == 0
-    assert known.any() and (~known).any() and not found.token_t[known].any() and not found.moved[known].any()
+    assert known.any() and (~known).any() and not found.token_t[known].any() and found.moved is None
     noise = PROCESS.sigma(torch.zeros(())) * gaussian(fold(KEY, "noise"), LENGTH, D)
     assert torch.allclose(network.calls[-1][0][known], (PROCESS.alpha(torch.zeros(())) * Z_0 + noise)[known])
 
@@ -240,7 +240,7 @@ def test_known_tokens_are_clean_and_mans_leaves_them_known(scp):
 def test_self_conditioning_gets_the_refined_estimate(scp):
     plan = TrainingPlan(KEY, 0.5, scp)
     network, _ = run(plan, refine=lambda estimate: torch.full_like(estimate, 7.0))
-    expected = torch.zeros_like(Z_0).index_fill(0, plan.conditioned(), 7)
+    expected = torch.zeros_like(Z_0).index_fill(0, plan.rows().conditioned, 7)
     assert torch.equal(network.calls[-1][2], expected)
     first, *between = [call[2] for call in network.calls[:-1]]
     assert not first.any() and all((condition == 7).all() for condition in between)
@@ -249,3 +249,20 @@ def test_self_conditioning_gets_the_refined_estimate(scp):
 def test_unknown_tokens_cannot_be_moved():
     _, found = run(TrainingPlan(KEY, 0.5, None, 3.0, mixed_times=0.5), lambda z: torch.ones(z.shape[:2]).bool())
     assert torch.equal(found.moved, found.token_t > found.t) and (found.t == 1).any() and found.moved.any()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_mans_looks_at_sentences_of_one_time_alone(share):
+    plan = TrainingPlan(KEY, 0.0, None, 3.0, mixed_times=share)
+    network, found = run(plan, half_right)
+    of_one_time = ((found.t > 0) & (found.t < 1)).all(1).nonzero().squeeze(1)
+    assert (
+        torch.equal(plan.rows().looked_at, of_one_time)
+        and len(of_one_time) in {0.0: [B], 0.5: range(1, B), 1.0: [0]}[share]
+    )
+    if share == 1:
+        assert found.moved is None and network.with_gradient == [True]
+        return
+    assert torch.equal(network.calls[0][3], of_one_time) and len(network.calls[0][0]) == len(of_one_time)
+    expected = torch.zeros(B, LENGTH, dtype=torch.bool).index_fill(0, of_one_time, True) & half_right(Z_0)
+    assert torch.equal(found.moved, expected)

@@ -10,7 +10,8 @@
 # Finished trainings and cells are not repeated.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/recipe.sh"
+[[ $# -le 1 && ${1:-} != -* ]] || usage
 data=$root/data-bin/debian_synopses
 updates=${UPDATES:-2400}
 device=${DEVICE---cpu}

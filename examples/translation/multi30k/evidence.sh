@@ -12,7 +12,8 @@
 # Finished trainings and cells are not repeated: with checkpoints in OUTPUT this makes the tables alone.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/recipe.sh"
+[[ $# -le 1 && ${1:-} != -* ]] || usage
 data=$root/data-bin/multi30k_de_en
 output=${1:-$root/runs/ablation}
 updates=${UPDATES:-1800}
