@@ -157,6 +157,8 @@ generate $data --path $checkpoint --decoding-noise-factor nan          | positiv
 generate $data --path $checkpoint --decoding-temperature -1            | temperature
 generate $data --path $checkpoint -s xx -t tgt                         | no dictionary dict.xx.txt
 generate $data --path $checkpoint --score-reference                    | --score-reference
+generate $data --path $checkpoint --print-alignment hard               | --print-alignment
+generate $data --path $checkpoint --decoding-temperature inf           | temperature
 generate $data --path $checkpoint --prefix-size 2                      | --prefix-size
 generate $data --path $checkpoint --num-shards 2 --shard-id 2          | --shard-id
 generate $data --path $checkpoint --results-path $file/results         | $file/results

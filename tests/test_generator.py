@@ -555,8 +555,9 @@ def test_options_without_effect_are_named(options, expected):
 
 
 def test_noise_factors_have_no_effect_on_mask_predict():
-    request = Namespace(decoding_noise_factor=2.0, nbest=6, length_beam=3, noise_beam=2)
-    assert without_effect(task().cfg, request, decoding(request)) == ["decoding_noise_factor"]
+    request = Namespace(decoding_noise_factor=2.0, decoding_temperature=0.5, nbest=6, length_beam=3, noise_beam=2)
+    expected = ["decoding_noise_factor", "decoding_temperature", "noise_beam"]
+    assert without_effect(task().cfg, request, decoding(request)) == expected
     request.decoding_solver = "ddim"
     assert without_effect(task().cfg, request, decoding(request)) == []
 

@@ -98,6 +98,16 @@ def test_a_checkpoint_of_another_dictionary_names_both_sizes(which, sizes):
         other.load_state_dict(state)
 
 
+def test_another_width_is_not_taken_for_another_dictionary():
+    """With shared embeddings a projection to the width begins with the embeddings' name, too."""
+    state = model(share_all_embeddings=True, encoder_embed_dim=16).state_dict()
+    other = model(share_all_embeddings=True, encoder_embed_dim=32)
+    before_loading(other, check_dictionary)
+    before_loading(other, check_weights)
+    with pytest.raises(FastDiSSError, match="weights do not fit"):
+        other.load_state_dict(state)
+
+
 @pytest.mark.parametrize("which", ["source_dictionary", "target_dictionary"])
 def test_a_checkpoint_of_a_dictionary_in_another_order_is_refused(which):
     swapped, state = task(40, 40), model(task(40, 40)).state_dict()

@@ -1,6 +1,7 @@
 """The one decoding loop: K evaluations of the network on a decreasing grid of times."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -46,15 +47,14 @@ class Sampler:
     self_conditioning: str = "previous"
 
     def __post_init__(self):
-        solvers = (*SOLVERS, MASK_PREDICT)
-        if self.solver not in solvers:
-            raise ValueError(f"unknown solver '{self.solver}' (known: {', '.join(solvers)})")
+        if self.solver not in DECODING_SOLVERS:
+            raise ValueError(f"unknown solver '{self.solver}' (known: {', '.join(DECODING_SOLVERS)})")
         if self.self_conditioning not in SELF_CONDITIONING:
             known = ", ".join(SELF_CONDITIONING)
             raise ValueError(f"unknown self-conditioning '{self.self_conditioning}' (known: {known})")
-        if not (self.noise_factor > 0 and self.told_noise_factor > 0 and self.temperature >= 0):
+        if not (0 < self.noise_factor < inf and 0 < self.told_noise_factor < inf and 0 <= self.temperature < inf):
             raise ValueError(
-                f"noise factors of decoding must be above 0, not {self.noise_factor:g} and (told) {self.told_noise_factor:g}; the temperature at least 0, not {self.temperature:g}"
+                f"noise factors of decoding must be positive numbers, not {self.noise_factor:g} and (told) {self.told_noise_factor:g}; the temperature at least 0, not {self.temperature:g}"
             )
 
     @property

@@ -40,7 +40,7 @@ class FlowSampler:
             raise ValueError(f"unknown solver '{self.solver}' (known: {', '.join(JUMPS)})")
         if self.last not in LAST_STEPS:
             raise ValueError(f"unknown last step '{self.last}' (known: {', '.join(LAST_STEPS)})")
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError("the decoding temperature must be at least 0")
 
     def tempered(self, logits: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """The options of decoding, resolved from wherever fairseq keeps them into one frozen object."""
 
-from argparse import Namespace
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Union
+
+from omegaconf import DictConfig
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
@@ -143,7 +144,8 @@ def resolve(task_cfg, request, trained: Union[Process, Path], solver: str) -> De
         FastDiSSError: an unknown option (fairseq's hub interface adds any to its GenerationConfig), or a value of another
             kind or out of its range.
     """
-    _check({name: getattr(request, name) for name in (vars(request) if isinstance(request, Namespace) else request)})
+    names = map(str, request) if isinstance(request, DictConfig) else vars(request)
+    _check({name: getattr(request, name) for name in names})
     stock = GenerationConfig()
 
     def value(name):
@@ -183,16 +185,25 @@ COUNTING = (
 )
 
 
+_NOISE_FACTORS = ("decoding_noise_factor", "decoding_told_noise_factor")
+#: Options that a solver does not read, or hardly: from pure noise at t = 1, all but nothing at the network's scale,
+#: mask_predict writes the same text nearly always.
+UNREAD = {
+    MASK_PREDICT: (*_NOISE_FACTORS, "decoding_temperature", "noise_beam"),
+    **dict.fromkeys(JUMPS, (*_NOISE_FACTORS, "decoding_self_conditioning")),
+}
+
+
 def without_effect(task_cfg, request, decoding: Decoding) -> List[str]:
-    """Names of the options that were given, but change nothing of this decoding."""
+    """Names of the options that were given, but change nothing, or next to nothing, of this decoding."""
     stock = {f.name: f.default for f in fields(GenerationConfig) if f.name not in COUNTING}
     found = [name for name, default in stock.items() if getattr(request, name, default) != default]
     if (getattr(request, "nbest", None) or 1) > decoding.length_beam * decoding.noise_beam:
         found.append("nbest")
-    if decoding.sampler.solver == MASK_PREDICT:
-        for name in ("decoding_noise_factor", "decoding_told_noise_factor"):
-            if getattr(request, name, getattr(task_cfg, name, None)) is not None:
-                found.append(name)
+    ours = decoding_defaults()
+    for name in UNREAD.get(decoding.sampler.solver, ()):
+        if str(getattr(request, name, getattr(task_cfg, name, ours[name]))) != str(ours[name]):
+            found.append(name)
     return found
 
 

@@ -239,7 +239,7 @@ def check_dictionary(model: torch.nn.Module, state_dict) -> None:
     checkpoint of a FastDiSS model was trained with other words.  Older ones do not say which."""
     for name, parameter in model.state_dict().items():
         saved = state_dict.get(name)
-        table = "embed" in name and "position" not in name and parameter.dim() == 2
+        table = "embed" in name and "position" not in name and "project" not in name and parameter.dim() == 2
         if table and saved is not None and saved.shape[1:] == parameter.shape[1:]:
             if len(saved) != len(parameter):
                 raise FastDiSSError(

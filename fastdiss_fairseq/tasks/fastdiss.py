@@ -152,13 +152,16 @@ class FastDiSSTask(TranslationTask):
         """A generator for ``models`` with the task's options and those of the request ``args``."""
         if getattr(args, "score_reference", False):
             raise FastDiSSError("FastDiSS has no token-by-token likelihood: --score-reference is not offered")
+        for name in ("print_alignment", "replace_unk"):
+            if getattr(args, name, None):
+                raise FastDiSSError(f"FastDiSS aligns no words: {flag(name)} is not offered")
         check_models(models[:1], "score")
         decoding = resolve(self.cfg, args, models[0].process, models[0].solver)
         check_models(models, decoding.choice)
         logger.info(f"decoding: {decoding}")
         ignored = without_effect(self.cfg, args, decoding)
         if ignored:
-            logger.warning(f"no effect on this decoding: {', '.join(map(flag, ignored))}")
+            logger.warning(f"no effect, or next to none, on this decoding: {', '.join(map(flag, ignored))}")
         return FastDiSSGenerator(self.target_dictionary, decoding, Deployment.of(self.cfg))
 
     def build_tokenizer(self, args):
