@@ -539,6 +539,11 @@ def test_mbr_orders_by_utility_in_logarithms():
     assert torch.allclose(torch.tensor(scores).double(), expected.double(), atol=1e-5)
 
 
+def test_one_candidate_has_its_log_probability_with_mbr_too():
+    scores = [[[float(h["score"]) for h in s] for s in generate(SOURCES, decoding_choice=c)] for c in ("mbr", "score")]
+    assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize(
     "options, expected",
     [

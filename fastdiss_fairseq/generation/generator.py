@@ -99,8 +99,9 @@ class FastDiSSGenerator:
         return key, positions < lengths.unsqueeze(2), log_probs
 
     def choose(self, models, src_tokens: Tensor, found: Candidates, choice: str) -> Tensor:
-        """Scores (S, C) by which candidates are ordered: logarithms, since fairseq prints in base 2."""
-        if choice == "mbr":
+        """Scores (S, C) by which candidates are ordered: logarithms, since fairseq prints in base 2.  One candidate has
+        no others to be compared with: MBR then gives its log-probability."""
+        if choice == "mbr" and found.tokens.size(1) > 1:
             return mbr(found.tokens, found.mask, [self.eos]).clamp(min=1e-9).log()
         if choice == "ar":
             return autoregressive_score(models[1], src_tokens, found.tokens, found.mask, self.eos, self.pad)
