@@ -47,8 +47,9 @@ class Sampler:
     self_conditioning: str = "previous"
 
     def __post_init__(self):
-        if self.solver not in DECODING_SOLVERS:
-            raise ValueError(f"unknown solver '{self.solver}' (known: {', '.join(DECODING_SOLVERS)})")
+        solvers = (*SOLVERS, MASK_PREDICT)  # as they are now: SOLVERS may have got new ones
+        if self.solver not in solvers:
+            raise ValueError(f"unknown solver '{self.solver}' (known: {', '.join(solvers)})")
         if self.self_conditioning not in SELF_CONDITIONING:
             known = ", ".join(SELF_CONDITIONING)
             raise ValueError(f"unknown self-conditioning '{self.self_conditioning}' (known: {known})")
