@@ -13,10 +13,7 @@
 # training that was interrupted goes on.  Options of the environment: see scripts/environment.sh.
 set -euo pipefail
 
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
-    exit
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh" # --help, before anything is installed
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 corpus=multi30k minutes=9 output='' train=''

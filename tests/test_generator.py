@@ -8,7 +8,7 @@ import pytest
 import torch
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
-from helpers import MINIATURE, batch, model, model_config, sentences, task
+from helpers import MINIATURE, batch, flow_model, model, model_config, sentences, task
 
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.diffusion.sampling import DECODING_SOLVERS
@@ -565,6 +565,13 @@ def test_noise_factors_have_no_effect_on_mask_predict():
     assert without_effect(task().cfg, request, decoding(request)) == expected
     request.decoding_solver = "ddim"
     assert without_effect(task().cfg, request, decoding(request)) == []
+
+
+def test_what_fsdfm_does_not_read_is_named():
+    net = flow_model()
+    request = Namespace(decoding_noise_factor=2.0, decoding_self_conditioning="none", decoding_temperature=0.5)
+    expected = ["decoding_noise_factor", "decoding_self_conditioning"]
+    assert without_effect(task().cfg, request, decoding(request, net)) == expected
 
 
 def test_the_training_set_is_decoded_like_any_other():

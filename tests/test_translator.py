@@ -7,6 +7,7 @@ import torch
 
 from fastdiss_fairseq import FastDiSS
 from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.tools.records import sha256
 
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
 SENTENCES = ["Ein Mann schläft auf einer Bank.", "Zwei Hunde spielen im Schnee.", "Eine Frau mit rotem Hut, die lacht."]
@@ -108,6 +109,20 @@ def test_fairseqs_hub_interface_gives_the_same(model):
     assert hub.translate(SENTENCES[0], decoding_steps=1) == model.translate(SENTENCES[:1], steps=1)[0]
     with pytest.raises(FastDiSSError, match="unknown generation option: steps"):
         hub.translate(SENTENCES, steps=1)
+
+
+def test_the_hub_takes_a_checkpoint_of_a_fairseq_with_more_options(tmp_path, model):
+    from fastdiss_fairseq.models.fastdiss import FastDiSSModel
+
+    copy = shutil.copytree(BUNDLE, tmp_path / "bundle")
+    state = torch.load(copy / "model.pt", map_location="cpu", weights_only=False)
+    state["cfg"]["generation"]["beam_of_a_later_fairseq"] = 5
+    torch.save(state, copy / "model.pt")
+    description = json.loads((copy / "bundle.json").read_text())
+    description["sha256"]["model.pt"] = sha256(copy / "model.pt")
+    (copy / "bundle.json").write_text(json.dumps(description))
+    hub = FastDiSSModel.from_pretrained(str(copy))
+    assert hub.translate(SENTENCES, decoding_steps=1) == model.translate(SENTENCES, steps=1)
 
 
 def test_decoding_options_are_the_codes_defaults_not_those_of_the_training(model):

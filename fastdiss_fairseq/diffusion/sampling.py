@@ -55,7 +55,8 @@ class Sampler:
             raise ValueError(f"unknown self-conditioning '{self.self_conditioning}' (known: {known})")
         if not (0 < self.noise_factor < inf and 0 < self.told_noise_factor < inf and 0 <= self.temperature < inf):
             raise ValueError(
-                f"noise factors of decoding must be positive numbers, not {self.noise_factor:g} and (told) {self.told_noise_factor:g}; the temperature at least 0, not {self.temperature:g}"
+                f"noise factors of decoding must be positive numbers, not {self.noise_factor:g} and (told) "
+                f"{self.told_noise_factor:g}; the temperature at least 0, not {self.temperature:g}"
             )
 
     @property

@@ -48,8 +48,10 @@ class TrainingPlan:
     def rows(self) -> Rows:
         """Which sentences take part in what; on a GPU the host waits for it."""
         conditioned = uniform(fold(self.key, "self-conditioning")) < self.self_conditioning
-        of_one_time = ~are_mixed(self.key, self.mixed_times)
-        looked_at = of_one_time.nonzero().squeeze(1) if self.beta > 1 else self.key[:0]
+        if self.beta > 1:
+            looked_at = (~are_mixed(self.key, self.mixed_times)).nonzero().squeeze(1)
+        else:
+            looked_at = self.key[:0]
         return Rows(conditioned.nonzero().squeeze(1), looked_at)
 
 

@@ -1,6 +1,7 @@
 """The decoding loop: K evaluations of the network on the grid t = 0, 1/K, ..., 1 - 1/K."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Callable, List, NamedTuple, Tuple
 
 import torch
@@ -40,8 +41,8 @@ class FlowSampler:
             raise ValueError(f"unknown solver '{self.solver}' (known: {', '.join(JUMPS)})")
         if self.last not in LAST_STEPS:
             raise ValueError(f"unknown last step '{self.last}' (known: {', '.join(LAST_STEPS)})")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError("the decoding temperature must be at least 0")
+        if not 0 <= self.temperature < inf:
+            raise ValueError(f"the decoding temperature must be a number of at least 0, not {self.temperature:g}")
 
     def tempered(self, logits: Tensor) -> Tensor:
         """Logits (N, V) at the temperature."""

@@ -2,11 +2,14 @@
 
 import contextlib
 import zlib
+from dataclasses import fields
 from typing import NamedTuple, Optional
 
 import torch
+from omegaconf import open_dict
 from torch import Tensor
 
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models import BaseFairseqModel
 
 from ..compat import FastDiSSError, bfloat16, compile_calls, int8_linears
@@ -83,6 +86,10 @@ class FewStepModel(BaseFairseqModel):
         )
         if bundle:
             interface.tokenizer, interface.bpe = bundle.text_codecs()
+        generation = interface.cfg.generation
+        with open_dict(generation):  # a checkpoint of another fairseq brings that one's options
+            for name in set(generation) - {f.name for f in fields(GenerationConfig)}:
+                del generation[name]
         return interface
 
     def build_denoiser(self, layer: LayerConfig, positions: Positions) -> TargetNetwork:
