@@ -38,7 +38,7 @@ setup(
         "test": [
             "pytest",
             "pytest-cov",
-            "pytest-xdist",
+            "pytest-xdist>=3.2",
             "hypothesis",
             "playwright",
             "httpx",

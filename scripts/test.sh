@@ -7,4 +7,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export OMP_NUM_THREADS=1
 cd "$root"
-exec python -m pytest -q -n auto --maxprocesses 8 --dist loadscope "$@" tests
+exec python -m pytest -q -n auto --maxprocesses 8 --dist worksteal "$@" tests

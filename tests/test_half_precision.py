@@ -103,6 +103,6 @@ def test_going_on_equals_never_having_stopped(way, train, tmp_path):
     whole = losses(train("whole", *options))
     parts = {**losses(train("parts", *options, "--max-update", 5)), **losses(train("parts", *options))}
     saved, expected = (load(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("parts", "whole"))
-    tolerance = 1e-3 if way == "fp16" else 0
+    tolerance = 2e-3 if way == "fp16" else 0  # losses are logged in thousandths
     assert parts == pytest.approx(whole, abs=tolerance) and saved.keys() == expected.keys()
     assert way == "fp16" or all(torch.equal(saved[name], expected[name]) for name in expected)
