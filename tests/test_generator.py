@@ -13,9 +13,10 @@ from helpers import MINIATURE, batch, flow_model, model, model_config, sentences
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.diffusion.sampling import DECODING_SOLVERS
 from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve, without_effect
-from fastdiss_fairseq.generation.continuous import round_all
+from fastdiss_fairseq.generation.continuous import read
 from fastdiss_fairseq.generation.generator import FastDiSSGenerator
 from fastdiss_fairseq.models.fastdiss import FastDiSSModel
+from fastdiss_fairseq.modules.places import Places
 from fastdiss_fairseq.modules.rounding import Vocabulary
 
 TASK, NET = task(), model()
@@ -509,7 +510,8 @@ def test_rounding_takes_the_nearest_word_and_the_softmax_without_special_tokens(
     estimate = torch.randn(2, 3, 5, 16, generator=torch.Generator().manual_seed(6))
     mask = torch.arange(5) < torch.tensor([[5, 3, 1], [2, 4, 5]]).unsqueeze(-1)
     with torch.no_grad():
-        tokens, log_probs = round_all(NET, Vocabulary.of(NET.table(), built.special), estimate, mask, built.special)
+        vocabulary = Vocabulary.of(NET.table(), built.special)
+        tokens, log_probs, _ = read(NET, vocabulary, estimate, mask, Places.of(mask), "direct", built.special)
         table = NET.embedding(torch.arange(40))
     for i in range(2):
         for j in range(3):
@@ -520,6 +522,21 @@ def test_rounding_takes_the_nearest_word_and_the_softmax_without_special_tokens(
                 logits = table[[3, *range(4, 40)]] @ estimate[i, j, k]
                 assert tokens[i, j, k] == 3 + logits.argmax()
                 assert log_probs[i, j, k].item() == pytest.approx(logits.log_softmax(0).max().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("solver", DECODING_SOLVERS)
+def test_rounded_estimates_are_what_is_read(solver, monkeypatch):
+    """<s>, padding and an early end of sentence, which are never read, are no estimates either."""
+    net, conditions = model(), []
+    plain = net.denoise
+    monkeypatch.setattr(net, "denoise", lambda z, t, z_bar, *a: conditions.append(z_bar) or plain(z, t, z_bar, *a))
+    options = dict(decoding_solver=solver, decoding_estimate="rounded", decoding_steps=4, retain_iter_history=True)
+    hypotheses = generate(SOURCES, net, **options)
+    with torch.no_grad():
+        nearest = [(z_bar @ net.embedding(torch.arange(40)).T).argmax(-1).tolist() for z_bar in conditions[1:]]
+    for i, (hypothesis,) in enumerate(hypotheses):
+        for step, given in zip(hypothesis["history"], nearest):
+            assert given[i][: len(step["tokens"])] == step["tokens"].tolist()
 
 
 def test_rounding_in_pieces_changes_nothing(monkeypatch):

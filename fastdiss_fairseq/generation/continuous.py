@@ -29,7 +29,8 @@ def decode(
         return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, memory).view(z.shape)
 
     def read_at(estimate, rows, where, refine):
-        return read(model, vocabulary, estimate, mask[rows], where, decoding.estimate if refine else "direct", special)
+        there, how = Places.of(where & mask[rows]), decoding.estimate if refine else "direct"
+        return read(model, vocabulary, estimate, mask[rows], there, how, special)
 
     steps, sampler, early_exit = decoding.steps, decoding.sampler, decoding.early_exit
     if sampler.solver == MASK_PREDICT:
@@ -38,24 +39,21 @@ def decode(
             network, key, mask, shape[1], steps, sampler, early_exit, decoding.history
         )
     else:
-        real = Places.of(mask)
-        places = lambda rows: real if len(rows) == len(mask) else Places.of(mask[rows])
-        refine = lambda estimate, rows: model.refine(estimate, places(rows), decoding.estimate)
-        read_all = lambda estimate, rows: round_all(model, vocabulary, estimate, mask[rows], special)
-        watched = read_all if decoding.history or early_exit else None
+        rows, real = torch.arange(len(mask), device=mask.device), Places.of(mask)
+
+        def read_all(estimate, rows, how="direct"):
+            there = real if len(rows) == len(mask) else Places.of(mask[rows])
+            return read(model, vocabulary, estimate, mask[rows], there, how, special)
+
+        def refine(estimate, rows):
+            return estimate if decoding.estimate == "direct" else read_all(estimate, rows, decoding.estimate)[2]
+
+        watched = (lambda *seen: read_all(*seen)[:2]) if decoding.history or early_exit else None
         found = sample(denoise, key, shape, steps, sampler, watched, early_exit, refine)
-        tokens, log_probs = round_all(model, vocabulary, found.estimate, mask, special)
+        tokens, log_probs, _ = read_all(found.estimate, rows)
         taken, history = found.steps, found.history
     evaluations = taken * (2 if sampler.self_conditioning == "recompute" else 1)
     return Decoded(tokens, log_probs, evaluations, history)
-
-
-def round_all(model: FastDiSSModel, vocabulary: Vocabulary, estimate: Tensor, mask: Tensor, special: Special):
-    """Nearest tokens and their log-probabilities, (S, C, T) each, of estimates (S, C, T, D).
-
-    The last position is the end of sentence; no other is, and none is padding or <s>.
-    """
-    return read(model, vocabulary, estimate, mask, mask, "direct", special)[:2]
 
 
 def read(
@@ -63,14 +61,17 @@ def read(
     vocabulary: Vocabulary,
     estimate: Tensor,
     mask: Tensor,
-    where: Tensor,
+    there: Places,
     how: str,
     special: Special,
 ):
-    """:func:`round_all` at the positions ``where``, and what the next step gets there for the estimates
-    (S, C, T, D), see :meth:`FastDiSSModel.refine`."""
+    """Nearest tokens and their log-probabilities, (S, C, T) each, of estimates (S, C, T, D) ``there``, among what is
+    real (``mask``); and what the next step gets: the estimates (how: ``direct``), or ``expected`` or nearest
+    (``rounded``) token embeddings.
+
+    The last position is the end of sentence; no other is, and none is padding or <s>.
+    """
     last = last_positions(mask)
-    there = Places.of(where & mask)
     found = model.read(there.take(estimate).to(vocabulary.table.dtype), vocabulary, mean=how == "expected")
     tokens = there.put(found.tokens, elsewhere=special.pad).masked_fill(last, special.eos)
     log_probs = there.put(found.log_probs).masked_fill(last, 0.0)

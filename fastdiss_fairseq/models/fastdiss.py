@@ -70,13 +70,11 @@ class FastDiSSModel(FewStepModel):
         return read(states, vocabulary, mean)
 
     def refine(self, estimate: Tensor, real: Places, how: str) -> Tensor:
-        """What solvers and self-conditioning get for network estimates (..., T, D): the same
-        (``direct``), or ``expected`` or nearest (``rounded``) token embeddings, zero at padding."""
+        """What self-conditioning gets in training for network estimates (n, T, D): the same (``direct``), or
+        ``expected`` token embeddings, zero at padding."""
         if how == "direct":
             return estimate
-        states, table = self.rounded(real.take(estimate))
-        rows = mean_rows(states, table) if how == "expected" else table[nearest_token(states, table)]
-        return real.put(rows.type_as(estimate))
+        return real.put(mean_rows(*self.rounded(real.take(estimate))).type_as(estimate))
 
     def forward(self, src_tokens: Tensor, target: Tensor, plan: TrainingPlan) -> TrainingOutput:
         """One training step; the only entry, so that data parallel sees every gradient.
