@@ -13,7 +13,7 @@ from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, gener
 
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.tools import ablate, report, scoring, sweep
-from fastdiss_fairseq.tools.records import Records, count_parameters, sha256
+from fastdiss_fairseq.tools.records import Records, circumstances, count_parameters, sha256
 
 WORDS = "a man walks down the old street with his small brown dog".split()
 
@@ -176,6 +176,18 @@ def test_records_of_a_sweep_say_all(swept, checkpoint):
         assert record["seconds"] > 0 and record["sentences_per_second"] > 0 and record["peak_memory_mb"] > 1
         assert {"benchmark", "signature", "device", "versions", "command"} <= set(record)
         assert set(record["scores"]) == {"chrF", "BLEU"} and str(ROOT.parent) not in record["command"]
+
+
+def test_commands_are_recorded_without_the_folders_above(tmp_path, monkeypatch):
+    """Paths as they were given, through links too, so that the command runs again; of what lies elsewhere the name."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "runs").symlink_to(tmp_path / "far")
+    monkeypatch.chdir(tmp_path / "here")
+    given = ["runs/a/x.pt", "--path", f"{tmp_path}/here/runs/b.pt", "--outputs", "ar:1=../far/out put.txt", "a=runs/c"]
+    monkeypatch.setattr(sys, "argv", ["x", *given])
+    command = circumstances("fastdiss-sweep", torch.device("cpu"))["command"]
+    assert command == "fastdiss-sweep runs/a/x.pt --path runs/b.pt --outputs 'ar:1=out put.txt' a=runs/c"
 
 
 def test_tables_and_plots_of_a_sweep(swept):

@@ -15,9 +15,7 @@ import argparse
 import copy
 import itertools
 import random
-import shlex
 import statistics
-import sys
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
@@ -40,7 +38,7 @@ from ..modules.reference import ReferenceDenoiser
 from .ablate import SYSTEMS
 from .command import run_as_command
 from .loading import load as load_for
-from .records import Records, clock, device_name, peak_memory_mb, versions
+from .records import Records, circumstances, clock, peak_memory_mb
 from .stopwatch import DECODING, TRAINING, stopwatch
 
 BASELINES = ("ar", "nat", "cmlm", "levt")
@@ -345,7 +343,14 @@ def shares(what: str, run, parts, batches: Sequence[dict], facts: dict, args) ->
             "value": round(1000 * value / len(batches), 3),
             "share": round(value / total, 3),
         }
-        yield {"benchmark": "profile", "system": what, "part": name, **facts, **milliseconds, **circumstances(args)}
+        yield {
+            "benchmark": "profile",
+            "system": what,
+            "part": name,
+            **facts,
+            **milliseconds,
+            **circumstances("fastdiss-benchmark", device(args)),
+        }
 
 
 # Common
@@ -379,23 +384,13 @@ def record(contender: Contender, times: List[float], contenders, seconds, args) 
         "p95": round(milliseconds[min(len(milliseconds) - 1, int(0.95 * len(milliseconds)))], 3),
         "rounds": len(times),
         "peak_memory_mb": peak_memory_mb(device(args)),
-        **circumstances(args),
+        **circumstances("fastdiss-benchmark", device(args)),
     }
     if args.against in names:
         others = seconds[names.index(args.against)]
         found["against"] = args.against
         found["speed_ratio"] = round(statistics.median(other / own for own, other in zip(times, others)), 3)
     return found
-
-
-def circumstances(args) -> dict:
-    """What a time depends on."""
-    words = (Path(word).name if "/" in word else word for word in sys.argv[1:])
-    return {
-        "device": device_name(device(args)),
-        "versions": versions(),
-        "command": shlex.join(["fastdiss-benchmark", *words]),
-    }
 
 
 def table(records: Sequence[dict]) -> str:

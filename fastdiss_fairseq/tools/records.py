@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import platform
+import shlex
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -77,6 +79,19 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
+
+
+def circumstances(command: str, device: torch.device) -> Dict[str, object]:
+    """What figures depend on, and how this process was called as a line of a shell: paths without the folders above the
+    working directory."""
+    words = [command, *(word if "/" not in word else _short(word) for word in sys.argv[1:])]
+    return {"device": device_name(device), "versions": versions(), "command": shlex.join(words)}
+
+
+def _short(word: str) -> str:
+    name, equals, path = word.rpartition("=")
+    whole = Path(os.path.abspath(path))
+    return name + equals + str(whole.relative_to(Path.cwd()) if Path.cwd() in whole.parents else whole.name)
 
 
 def sha256(path) -> str:

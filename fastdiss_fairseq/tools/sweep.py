@@ -11,8 +11,6 @@ cmlm:10=generate.txt`` scores the output of fairseq-generate from any other mode
 import argparse
 import itertools
 import re
-import shlex
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -29,7 +27,7 @@ from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
 from .loading import load as load_for, weights_of
-from .records import Records, clock, count_parameters, device_name, peak_memory_mb, sha256, versions
+from .records import Records, circumstances, clock, count_parameters, peak_memory_mb, sha256
 
 #: The settings of a cell, and the option of decoding that each is.
 SETTINGS = {
@@ -217,23 +215,11 @@ def measure(loaded: Loaded, found: List[dict], asked: dict, args, references: Li
 
 def common(args) -> Dict[str, object]:
     """What all records of a call share."""
-    command = ["fastdiss-sweep", *(word if "/" not in word else short(word) for word in sys.argv[1:])]
     return {
         "benchmark": args.data.resolve().name,
         "split": args.subset,
-        "device": device_name(device(args)),
-        "versions": versions(),
-        "command": shlex.join(command),
+        **circumstances("fastdiss-sweep", device(args)),
     }
-
-
-def short(word: str) -> str:
-    """A path without the folders above the working directory."""
-    name, equals, path = word.rpartition("=")
-    try:
-        return name + equals + str(Path(path).resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return name + equals + Path(path).name
 
 
 def scored(hypotheses: List[str], references: List[str], args) -> Dict[str, object]:
