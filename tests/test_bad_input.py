@@ -208,6 +208,7 @@ train $data --encoder-attention-heads 0                                | --encod
 train $data --latent-dim 0                                             | --latent-dim
 train $data --fp16                                                     | needs a GPU
 train $data --bf16                                                     | --autocast bf16
+train $data --left-pad-target                                          | leave --left-pad-target out
 train $data --decoding-int8                                            | not for training
 train $data --optimizer best                                           | invalid choice
 train $data --arch fastdiss_huge                                       | invalid choice

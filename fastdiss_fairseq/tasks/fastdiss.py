@@ -54,11 +54,13 @@ class FastDiSSTask(TranslationTask):
         """Load the dictionaries.
 
         Raises:
-            FastDiSSError: ``--bf16``, no such shard, or a data folder, language or dictionary that is missing
+            FastDiSSError: ``--bf16``, ``--left-pad-target``, no such shard, or a data folder, language or dictionary that is missing
                 or damaged.
         """
         if cfg.bf16:
             raise FastDiSSError("fairseq's --bf16 is for TPUs; for bfloat16 on a GPU or CPU train with --autocast bf16")
+        if cfg.left_pad_target:
+            raise FastDiSSError("FastDiSS pads targets on the right: leave --left-pad-target out")
         if not 0 <= cfg.shard_id < cfg.num_shards:
             raise FastDiSSError(f"--shard-id must be from 0 to --num-shards - 1, not {cfg.shard_id}")
         check_data(cfg)
