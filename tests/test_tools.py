@@ -65,6 +65,20 @@ def test_scoring(tmp_path):
     assert "tok:13a" in scores["BLEU"]["signature"] and "nc:6" in scores["chrF"]["signature"]
 
 
+def test_scoring_of_tokenised_text_against_raw_text_is_warned_of(tmp_path, capsys):
+    tokenised, raw = ["The man 's dog .", "A cat", "Who is it ?"], ["The man's dog.", "A cat", "Who is it?"]
+    (tmp_path / "tokenised").write_text("\n".join(tokenised) + "\n")
+    (tmp_path / "raw").write_text("\n".join(raw) + "\n")
+
+    def warned(hypotheses, reference, *options):
+        scoring.main([str(generated(tmp_path / "gen.txt", hypotheses)), str(tmp_path / reference), *options])
+        return "looks tokenised and" in capsys.readouterr().err
+
+    assert warned(tokenised, "raw")
+    assert not warned(tokenised, "raw", "--detokenize", "en")
+    assert not warned(raw, "raw") and not warned(tokenised, "tokenised")
+
+
 @pytest.mark.parametrize(
     "text, reference, message",
     [

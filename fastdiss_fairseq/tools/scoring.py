@@ -21,6 +21,7 @@ from .command import run_as_command
 
 HYPOTHESIS = re.compile(r"D-(\d+)\t[^\t]*\t(.*)")
 PIECE = re.compile(r"\S@@( |$)")  # of a word, by subword-nmt
+MOSES_TOKENS = re.compile(r"\S ([.,:;!?]|'s|&apos;s|n't|n&apos;t)( |$)")
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 METRICS = ("BLEU", "chrF", *ROUGE)
 #: Metrics that single tasks are reported with: BLEU of Moses tokens, also with words split at hyphens; the mean of
@@ -82,6 +83,12 @@ def text_of(path, lang: Optional[str], repeats: str = "keep") -> List[str]:
     lines = read_hypotheses(path)
     lines = merged(lines) if repeats == "merge" else lines
     return detokenise(lines, lang) if lang else lines
+
+
+def look_tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> bool:
+    """Whether many of the hypotheses, and few of the references, have signs apart from the word before them."""
+    apart = [sum(map(bool, map(MOSES_TOKENS.search, lines))) / max(len(lines), 1) for lines in (hypotheses, references)]
+    return apart[0] > 0.5 and apart[1] < 0.1
 
 
 def detokenise(lines: Sequence[str], lang: str) -> List[str]:
@@ -231,8 +238,10 @@ def get_parser() -> argparse.ArgumentParser:
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
     hypotheses = text_of(args.generated, args.detokenize, args.repeats)
-    sources = read_lines(args.source) if args.source else None
-    scores = score(hypotheses, read_lines(args.reference), args.metrics, args.detokenize or "en", sources)
+    references, sources = read_lines(args.reference), read_lines(args.source) if args.source else None
+    if not args.detokenize and look_tokenised(hypotheses, references):
+        print(f"{args.generated} looks tokenised and {args.reference} does not: add --detokenize", file=sys.stderr)
+    scores = score(hypotheses, references, args.metrics, args.detokenize or "en", sources)
     result = {name: found._asdict() for name, found in scores.items()}
     print(json.dumps({"sentences": len(hypotheses), **result}, indent=2))
 
