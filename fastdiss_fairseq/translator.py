@@ -17,6 +17,7 @@ from .bundle import Bundle, opened
 from .compat import FastDiSSError
 from .generation.config import MODEL_OPTIONS, positive
 from .tasks.fastdiss import readable
+from .tools.loading import load_reranker
 
 
 class Hypothesis(NamedTuple):
@@ -76,9 +77,7 @@ class FastDiSS:
         overrides = {"data": str(folder), "eval_bleu": False, **bundle.task_options(), **options}
         models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(bundle.weights)], arg_overrides=overrides)
         if reranker is not None:
-            if not Path(reranker).is_file():
-                raise FastDiSSError(f"no checkpoint {reranker}")
-            models += checkpoint_utils.load_model_ensemble([str(reranker)], task=task)[0]
+            models += load_reranker(reranker, task)
         return cls([model.float().to(device) for model in models], task, *bundle.text_codecs())
 
     def translate(self, sentences: Sequence[str], steps: int = 5, **options) -> List[str]:

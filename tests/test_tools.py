@@ -280,6 +280,23 @@ def test_sweep_refuses_other_models_and_a_file_as_folder(data, text, transformer
     assert_one_line_error(tool("sweep", *always, text / "test.src", "--path", checkpoint, check=False), "test.src")
 
 
+def test_a_sweep_with_a_reranker_agrees_with_generate(data, text, checkpoint, transformer, tmp_path, capsys):
+    arguments = [str(data), "--path", str(checkpoint), "--reranker", str(transformer), "--cpu", "--metrics", "chrF"]
+    arguments += ["--reference", str(text / "test.tgt"), "--output", str(tmp_path), "--steps", "2"]
+    arguments += ["--length-beam", "3", "--choice", "score", "ar"]
+    sweep.main(arguments)
+    records = {record["choice"]: record for record in json.loads((tmp_path / "results.json").read_text())}
+    assert records["ar"]["reranker_sha256"] == sha256(transformer) and not records["score"]["reranker_sha256"]
+    options = ["--decoding-steps", 2, "--length-beam", 3, "--decoding-choice", "ar"]
+    output = generate(data, f"{checkpoint}:{transformer}", *options).stdout
+    found = sorted((int(number), rest[0].split("\t")[1]) for number, rest in lines(output, "H").items())
+    (hypotheses,) = (tmp_path / "hypotheses").glob("*-ar.txt")
+    assert hypotheses.read_text().splitlines() == scoring.detokenise([line for _, line in found], "tgt")
+    before = (tmp_path / "results.json").read_text()
+    sweep.main(arguments)
+    assert (tmp_path / "results.json").read_text() == before  # nothing decoded, and timed, anew
+
+
 def test_a_single_candidate_is_decoded_once():
     parse = sweep.get_parser().parse_args
     args = parse("d --reference r --output o --steps 5 --length-beam 1 3 --choice mbr score".split())
@@ -295,6 +312,7 @@ def test_a_single_candidate_is_decoded_once():
         (["--path", "a.pt", "--systems", "a", "b"], "2 names for 1 checkpoints"),
         (["--metrics", "METEOR"], "unknown metric"),
         (["--steps", "0"], "at least 1"),
+        (["--choice", "ar"], "--reranker"),
         (["--outputs", "=x"], "SYSTEM[:STEPS]=FILE"),
         (["--outputs", "cmlm:many=x"], "SYSTEM[:STEPS]=FILE"),
         (["--outputs", "cmlm=missing"], "cannot read missing"),

@@ -13,6 +13,17 @@ def weights_of(path):
     return Bundle(path).weights if Bundle.is_at(path) else path
 
 
+def load_reranker(path, task) -> list:
+    """The autoregressive model of a checkpoint with the task's dictionaries.
+
+    Raises:
+        FastDiSSError: no checkpoint, or a dictionary that does not fit.
+    """
+    if not Path(path).is_file():
+        raise FastDiSSError(f"no checkpoint {path}")
+    return checkpoint_utils.load_model_ensemble([str(path)], task=task)[0]
+
+
 def load(path, data, **overrides) -> tuple:
     """The models, configuration and task of a checkpoint, ours or a stock one, or of a bundle's folder, for a data
     folder.

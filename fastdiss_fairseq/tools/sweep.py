@@ -26,7 +26,7 @@ from ..generation.generator import check_models
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
-from .loading import load as load_for, weights_of
+from .loading import load as load_for, load_reranker, weights_of
 from .records import Records, circumstances, clock, count_parameters, peak_memory_mb, sha256
 
 #: The settings of a cell, and the option of decoding that each is.
@@ -50,11 +50,16 @@ KEY_FIELDS = ("split", "system", "seed", *SETTINGS)
 
 
 class Loaded(NamedTuple):
-    """A checkpoint ready to decode; ``facts`` are the fields that all its records share."""
+    """A checkpoint ready to decode: ``models``, its own and perhaps a reranker; ``facts`` are the fields that all its
+    records share."""
 
     models: list
     task: object
     facts: Dict[str, object]
+
+    def models_for(self, cell: Dict[str, object]) -> list:
+        """Those that decode a cell."""
+        return self.models if cell["choice"] == "ar" else self.models[:1]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -66,6 +71,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--systems", nargs="+", metavar="NAME", help="their names (default: from the options trained with)"
     )
+    parser.add_argument("--reranker", metavar="FILE", help="autoregressive fairseq checkpoint, for --choice ar")
     parser.add_argument(
         "--outputs", nargs="+", default=[], metavar="SYSTEM[:STEPS]=FILE", help="outputs of fairseq-generate"
     )
@@ -110,7 +116,7 @@ def get_parser() -> argparse.ArgumentParser:
     grid.add_argument("--noise-beam", type=int, default=[1], **shown)
     grid.add_argument("--repeats", default=[DEFAULTS["decoding_repeats"]], choices=REPEATS, **shown)
     grid.add_argument("--length-factor", type=float, default=[DEFAULTS["decoding_length_factor"]], **shown)
-    grid.add_argument("--choice", default=["score"], choices=[c for c in CHOICES if c != "ar"], **shown)
+    grid.add_argument("--choice", default=["score"], choices=CHOICES, **shown)
     return parser
 
 
@@ -132,9 +138,12 @@ def load(path: str, args) -> Loaded:
         FastDiSSError: as the common loader, or the checkpoint of another model.
     """
     path = weights_of(path)
-    models, cfg, task = load_for(path, args.data, seed=args.seed)
+    models, cfg, task = load_for(path, args.data, seed=args.seed, eval_bleu=False)
     check_models(models, "score")
-    models[0].to(device(args)).eval()
+    if args.reranker:
+        models += load_reranker(args.reranker, task)
+        check_models(models, "ar")
+    models = [model.to(device(args)).eval() for model in models]
     return Loaded(models, task, {"system": system_name(cfg["criterion"], cfg["model"]), **facts_of(path)})
 
 
@@ -169,7 +178,7 @@ def batches(task, args) -> List[dict]:
 def generator_for(loaded: Loaded, cell: Dict[str, object]):
     """The plugin's generator with the settings of a cell."""
     request = Namespace(**{SETTINGS[name]: value for name, value in cell.items()})
-    return loaded.task.build_generator(loaded.models, request)
+    return loaded.task.build_generator(loaded.models_for(cell), request)
 
 
 def completed(loaded: Loaded, cell: Dict[str, object]) -> Dict[str, object]:
@@ -181,7 +190,7 @@ def completed(loaded: Loaded, cell: Dict[str, object]) -> Dict[str, object]:
 
 def decode(loaded: Loaded, found: List[dict], cell: Dict[str, object], args, progress) -> tuple:
     """Decode all batches: (lines of words in corpus order, mean evaluations, seconds)."""
-    task, models, generator = loaded.task, loaded.models, generator_for(loaded, cell)
+    task, models, generator = loaded.task, loaded.models_for(cell), generator_for(loaded, cell)
     dictionary, strip = task.target_dictionary, generator.symbols_to_strip_from_output
     lines, evaluations = {}, 0
     generator.generate(models, found[0])  # warm-up, not timed
@@ -204,6 +213,7 @@ def measure(loaded: Loaded, found: List[dict], asked: dict, args, references: Li
         **cell,
         "candidates": cell["length_beam"] * cell["noise_beam"],
         "evaluations": round(evaluations, 2),
+        "reranker_sha256": sha256(args.reranker) if cell["choice"] == "ar" else None,
         "decoding_seed": args.seed,
         "seconds": round(seconds, 3),
         "sentences_per_second": round(len(lines) / seconds, 2),
@@ -289,9 +299,11 @@ class Sweep:
         return scoring.read_lines(self.text_path(record))
 
     def has(self, loaded: Loaded, cell: Dict[str, object]) -> bool:
-        """Whether this very checkpoint was decoded so."""
+        """Whether this very checkpoint was decoded so, and chosen among by this very reranker."""
         found = self.records.get({**loaded.facts, **cell, "split": self.args.subset})
-        return found is not None and found["checkpoint_sha256"] == loaded.facts["checkpoint_sha256"]
+        if found is None or found["checkpoint_sha256"] != loaded.facts["checkpoint_sha256"]:
+            return False
+        return cell["choice"] != "ar" or found["reranker_sha256"] == sha256(self.args.reranker)
 
     def decode_checkpoint(self, path: str, system: str) -> None:
         """Decode the cells of one checkpoint that are missing."""
@@ -319,6 +331,8 @@ def main(arguments=None):
         raise FastDiSSError(f"{len(args.systems)} names for {len(args.path)} checkpoints")
     if min(args.steps) < 1:
         raise FastDiSSError(f"--steps must be at least 1, not {min(args.steps)}")
+    if "ar" in args.choice and not args.reranker:
+        raise FastDiSSError("--choice ar needs an autoregressive checkpoint (--reranker)")
     for spec in args.outputs:  # before hours of decoding
         scoring.read_hypotheses(parts_of(spec)[2])
     sweep = Sweep(args)
