@@ -7,7 +7,7 @@ model.translate(["Ein Mann schläft."], steps=5)
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Union
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
 
 import torch
 
@@ -63,7 +63,11 @@ class FastDiSS:
             FastDiSSError: no bundle, a file whose checksum is not the bundle's, no such reranker, an unknown option, or no GPU
                 where one is asked for.
         """
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        try:
+            wanted = torch.device(device)
+        except RuntimeError:
+            raise FastDiSSError(f"unknown device '{device}' (cpu, cuda, cuda:1, ...)") from None
+        if wanted.type == "cuda" and not torch.cuda.is_available():
             raise FastDiSSError(f"torch sees no GPU here for device {device}")
         with opened(folder) as folder:
             return cls._from_folder(folder, device, reranker, options)
@@ -80,12 +84,12 @@ class FastDiSS:
             models += load_reranker(reranker, task)
         return cls([model.float().to(device) for model in models], task, *bundle.text_codecs())
 
-    def translate(self, sentences: Sequence[str], steps: int = 5, **options) -> List[str]:
+    def translate(self, sentences: Iterable[str], steps: int = 5, **options) -> List[str]:
         """The best candidate of each sentence; options as in :meth:`decode`."""
         return [candidates[0].text for candidates in self.decode(sentences, steps, **options)]
 
     def decode(
-        self, sentences: Sequence[str], steps: int = 5, batch_size: int = 64, return_steps: bool = False, **options
+        self, sentences: Iterable[str], steps: int = 5, batch_size: int = 64, return_steps: bool = False, **options
     ) -> List[List[Hypothesis]]:
         """All candidates of each sentence, best first; those of a blank sentence are blank.
 
@@ -99,7 +103,7 @@ class FastDiSS:
         found = self.search(sentences, steps, batch_size, **{"retain_iter_history": return_steps, **options})
         return [[self._hypothesis(candidate) for candidate in candidates] for candidates in found]
 
-    def search(self, sentences: Sequence[str], steps: int = 5, batch_size: int = 64, **options) -> List[List[Dict]]:
+    def search(self, sentences: Iterable[str], steps: int = 5, batch_size: int = 64, **options) -> List[List[Dict]]:
         """All candidates of each sentence as the generator gives them: token ids, log-probabilities, and with
         ``retain_iter_history=True`` those after each step; see :meth:`FastDiSSGenerator.generate`.
 
@@ -113,9 +117,7 @@ class FastDiSS:
         Raises:
             FastDiSSError: an unknown option, or a value out of its range.
         """
-        wrong = [sentences] if isinstance(sentences, str) else [s for s in sentences or [] if not isinstance(s, str)]
-        if sentences is None or wrong:
-            raise FastDiSSError(f"sentences must be a list of strings, not {type((wrong or [None])[0]).__name__}")
+        sentences = listed(sentences)
         if "decoding_steps" in options:
             raise FastDiSSError("the number of steps is given as steps, not decoding_steps")
         request = Namespace(decoding_steps=steps, **options)
@@ -146,3 +148,17 @@ class FastDiSS:
     def _hypothesis(self, candidate) -> Hypothesis:
         history = [self.text(step["tokens"]) for step in candidate.get("history", [])]
         return Hypothesis(self.text(candidate["tokens"]), float(candidate["score"]), candidate["steps"], history)
+
+
+def listed(sentences: Iterable[str]) -> List[str]:
+    """The sentences as a list.
+
+    Raises:
+        FastDiSSError: something else than an iterable of strings.
+    """
+    several = isinstance(sentences, Iterable) and not isinstance(sentences, (str, bytes))
+    found = list(sentences) if several else [sentences]
+    wrong = [one for one in found if not (several and isinstance(one, str))]
+    if wrong:
+        raise FastDiSSError(f"sentences must be a list of strings, not {type(wrong[0]).__name__}")
+    return found

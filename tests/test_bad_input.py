@@ -194,6 +194,7 @@ train $data --mans-scale 0.5                                           | at leas
 train $data --max-update 0 --max-epoch 1                               | --max-update
 train $data --scp-hops 3                                               | hops
 train $data --scp-budgets 0,2                                          | budgets
+train $data --scp-budgets 2.5                                          | budgets
 train $data --mixed-times 1.5                                          | --mixed-times must be a probability
 train $data --diffusion-loss-weight -1                                 | --diffusion-loss-weight must be at least 0
 train $data --length-loss-factor nan                                   | --length-loss-factor must be at least 0
@@ -208,6 +209,7 @@ train $data --encoder-attention-heads 0                                | --encod
 train $data --latent-dim 0                                             | --latent-dim
 train $data --fp16                                                     | needs a GPU
 train $data --bf16                                                     | --autocast bf16
+train $data --max-length-offset -1                                     | --max-length-offset
 train $data --left-pad-target                                          | leave --left-pad-target out
 train $data --decoding-int8                                            | not for training
 train $data --optimizer best                                           | invalid choice

@@ -63,13 +63,19 @@ def test_shards_and_interruptions_change_nothing(data, transformer, distilled, t
     output, parts = tmp_path / "data", tmp_path / "data.parts"
     run(data, transformer, output, "--beam", 2, "--shard", "2/3")
     assert sorted(path.name for path in parts.iterdir()) == ["00001.json", "settings.json"]
-    with pytest.raises(FastDiSSError, match="another teacher, beam or data folder"):
+    with pytest.raises(FastDiSSError, match="data.parts holds other work: beam differ"):
         run(data, transformer, output, "--beam", 3)
+    other = shutil.copytree(data, tmp_path / data.name)
+    for suffix in ("bin", "idx"):
+        shutil.copyfile(data / f"valid.src-tgt.tgt.{suffix}", other / f"train.src-tgt.tgt.{suffix}")
+        shutil.copyfile(data / f"valid.src-tgt.src.{suffix}", other / f"train.src-tgt.src.{suffix}")
+    with pytest.raises(FastDiSSError, match="data_sha256 differ"):  # its sentences would get others' targets
+        run(other, transformer, output, "--beam", 2)
     written = []
     save = distill.save
 
-    def interrupted(path, content):
-        save(path, content)
+    def interrupted(path, content, **how):
+        save(path, content, **how)
         written.append(path.name)
         if path.name == "00002.json":
             raise KeyboardInterrupt
@@ -78,7 +84,7 @@ def test_shards_and_interruptions_change_nothing(data, transformer, distilled, t
     with pytest.raises(KeyboardInterrupt):
         run(data, transformer, output, "--beam", 2)
     monkeypatch.setattr(distill, "save", save)
-    assert written == ["settings.json", "00000.json", "00002.json"] and not output.exists()
+    assert written == ["00000.json", "00002.json"] and not output.exists()
     run(data, transformer, output, "--beam", 2)
     assert sentences(output, "train", "tgt") == sentences(distilled, "train", "tgt") and not parts.exists()
 

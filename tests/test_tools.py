@@ -12,7 +12,7 @@ import torch
 from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, generate, lines
 
 from fastdiss_fairseq.compat import FastDiSSError
-from fastdiss_fairseq.tools import ablate, report, scoring, sweep
+from fastdiss_fairseq.tools import ablate, export, report, scoring, sweep
 from fastdiss_fairseq.tools.records import Records, circumstances, count_parameters, sha256
 
 WORDS = "a man walks down the old street with his small brown dog".split()
@@ -133,6 +133,9 @@ def test_paired_bootstrap(metric):
     alike = corrupted(good, slice(1, 2))  # worse in one sentence of sixty
     assert scoring.paired_bootstrap(good, bad, references, metric) < 0.01
     assert scoring.paired_bootstrap(good, alike, references, metric) > 0.05
+    assert scoring.paired_bootstrap(good, good, references, metric) == 1.0  # where sacreBLEU says 0.001
+    with pytest.raises(FastDiSSError, match="60 and 59 hypotheses for 60 references"):
+        scoring.paired_bootstrap(good, bad[1:], references, metric)
 
 
 # Records
@@ -170,7 +173,7 @@ def test_sweep_agrees_with_generate(swept, data, text, checkpoint):
     folder, _, _ = swept
     records = Records(folder / "results.json", sweep.KEY_FIELDS)
     record = next(r for r in records if (r["system"], r["steps"], r["self_conditioning"]) == ("a", 3, "previous"))
-    hypotheses = (folder / "hypotheses").glob("test-a-7-3-previous-*")
+    hypotheses = (folder / "hypotheses").glob("*-test-a-7-3-previous-*")
     output = generate(data, checkpoint, "--decoding-steps", 3, "--seed", 1).stdout
     expected = [found[0].split("\t")[1] for _, found in sorted(lines(output, "H").items(), key=lambda x: int(x[0]))]
     assert next(hypotheses).read_text().splitlines() == scoring.detokenise(expected, "tgt")
@@ -280,6 +283,96 @@ def test_sweep_refuses_other_models_and_a_file_as_folder(data, text, transformer
     assert_one_line_error(tool("sweep", *always, text / "test.src", "--path", checkpoint, check=False), "test.src")
 
 
+def test_a_sweep_decodes_anew_what_has_changed(data, text, checkpoint, tmp_path):
+    references = tmp_path / "references"
+
+    def swept(*options, split="test", others=None):
+        references.write_text("\n".join(others or scoring.read_lines(text / f"{split}.tgt")) + "\n")
+        arguments = [data, "--path", checkpoint, "--reference", references, "--output", tmp_path / "out", "--cpu"]
+        sweep.main([*map(str, arguments), "--steps", "1", "--subset", split, *options])
+        return json.loads((tmp_path / "out/results.json").read_text())
+
+    (first,) = swept("--metrics", "chrF")
+    assert swept("--metrics", "chrF") == [first]
+    (second,) = swept("--metrics", "chrF", "BLEU")
+    assert set(second["scores"]) == {"chrF", "BLEU"} and second["value"] == first["value"]
+    (third,) = swept("--metrics", "chrF", others=["x"] * 10)
+    assert third["value"] != first["value"] and third["reference_sha256"] != first["reference_sha256"]
+    found = swept("--metrics", "chrF", "--seed", "2")
+    assert [record["decoding_seed"] for record in found] == [1, 2]
+    assert len(swept("--metrics", "BLEU", split="valid")) == 3  # 13 sentences beside 10
+    found = swept("--metrics", "chrF", "--systems", "b", "--baseline", "scp+mans", split="valid")
+    assert len(found) == 4 and "| b, chrF" not in (tmp_path / "out/table.md").read_text()
+
+
+def test_splits_in_one_folder_are_tested_against_their_own_references(data, text, checkpoint, tmp_path):
+    def p_values(output, *splits):
+        for split in splits:
+            arguments = [
+                data,
+                "--path",
+                checkpoint,
+                checkpoint,
+                "--reference",
+                text / f"{split}.tgt",
+                "--subset",
+                split,
+            ]
+            options = [
+                "--systems",
+                "a",
+                "b",
+                "--baseline",
+                "a",
+                "--steps",
+                "1",
+                "--solver",
+                "ddim",
+                "--metrics",
+                "chrF",
+            ]
+            sweep.main([*map(str, [*arguments, "--output", tmp_path / output, "--cpu"]), *options])
+        table = (tmp_path / output / "table.md").read_text()
+        return [line.split("|")[-2].strip() for line in table.splitlines() if "+0.00" in line]
+
+    assert p_values("both", "valid", "test") == ["1.000"] * 2
+    assert p_values("reverse", "test", "valid") == ["1.000"] * 2
+
+
+def test_metrics_are_not_mixed(tmp_path):
+    """A record of BLEU alone is neither subtracted from one of chrF nor drawn with it."""
+    pytest.importorskip("matplotlib")
+    always = dict.fromkeys(report.ROW_FIELDS)
+    always.update(steps=1, sentences_per_second=1.0, device="CPU", self_conditioning="previous")
+    score = lambda metric, value: {metric: {"value": value, "signature": metric}}
+    records = [
+        {**always, "system": "a", "metric": "BLEU", "value": 20.0, "scores": score("BLEU", 20.0)},
+        {**always, "system": "b", "metric": "chrF", "value": 40.0, "scores": score("chrF", 40.0)},
+    ]
+    texts = lambda record: ["a b c d"]
+    report.write(records, texts, texts, tmp_path, "chrF", baseline="a")
+    assert "Differences" not in (tmp_path / "table.md").read_text()
+    records[0]["scores"].update(score("chrF", 30.0))
+    report.write(records, texts, texts, tmp_path, "chrF", baseline="a")
+    assert "Differences in chrF" in (tmp_path / "table.md").read_text()
+    assert "+10.00" in (tmp_path / "table.md").read_text()
+
+
+def test_checkpoints_of_one_name_are_refused(data, text, checkpoint, tmp_path):
+    other = shutil.copyfile(checkpoint, tmp_path / "other.pt")
+    arguments = [data, "--reference", text / "test.tgt", "--output", tmp_path / "out", "--path", checkpoint, other]
+    with pytest.raises(FastDiSSError, match="are both scp.mans: name them by --systems"):
+        sweep.main(list(map(str, arguments)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_that_is_no_moses_tokens_is_left_alone(data, text, checkpoint, tmp_path):
+    arguments = [data, "--path", checkpoint, "--reference", text / "test.tgt", "--output", tmp_path, "--steps", 1]
+    sweep.main([*map(str, arguments), "--cpu", "--post-process", "sentencepiece", "--detokenize", "none"])
+    (hypotheses,) = (tmp_path / "hypotheses").iterdir()
+    assert not any(" " in line for line in hypotheses.read_text().splitlines())  # sentencepiece joins all
+
+
 def test_a_sweep_with_a_reranker_agrees_with_generate(data, text, checkpoint, transformer, tmp_path, capsys):
     arguments = [str(data), "--path", str(checkpoint), "--reranker", str(transformer), "--cpu", "--metrics", "chrF"]
     arguments += ["--reference", str(text / "test.tgt"), "--output", str(tmp_path), "--steps", "2"]
@@ -290,7 +383,7 @@ def test_a_sweep_with_a_reranker_agrees_with_generate(data, text, checkpoint, tr
     options = ["--decoding-steps", 2, "--length-beam", 3, "--decoding-choice", "ar"]
     output = generate(data, f"{checkpoint}:{transformer}", *options).stdout
     found = sorted((int(number), rest[0].split("\t")[1]) for number, rest in lines(output, "H").items())
-    (hypotheses,) = (tmp_path / "hypotheses").glob("*-ar.txt")
+    (hypotheses,) = (tmp_path / "hypotheses").glob("*-ar-1.txt")
     assert hypotheses.read_text().splitlines() == scoring.detokenise([line for _, line in found], "tgt")
     before = (tmp_path / "results.json").read_text()
     sweep.main(arguments)
@@ -361,7 +454,7 @@ def test_ablation_trains_four_systems_that_differ_in_scp_and_mans_alone(ablated)
 
 
 def test_variants_are_trained_like_systems():
-    line = ["d", "--output", "o", "--train", "", "--systems", "mans", "--seeds", "1", "2"]
+    line = ["d", "--output", "o", "--train", "--mans-start 0.1", "--systems", "mans", "--seeds", "1", "2"]
     args = ablate.get_parser().parse_args([*line, "--variant", "late=--mans-start 0.5 --no-scp"])
     found = [(run.folder.name, run.system, run.seed, list(run.options)) for run in ablate.trainings(args)]
     late = ["--mans-start", "0.5", "--no-scp"]
@@ -369,7 +462,23 @@ def test_variants_are_trained_like_systems():
         ("mans-seed1", "mans", 1, ["--no-scp"]), ("late-seed1", "late", 1, late),
         ("mans-seed2", "mans", 2, ["--no-scp"]), ("late-seed2", "late", 2, late),
     ]  # fmt: skip
-    assert ablate.command(args, ablate.trainings(args)[1])[-3:] == late
+    command = ablate.command(args, ablate.trainings(args)[1])
+    assert command[-5:] == ["--mans-start", "0.1", *late]  # of two the last counts
+
+
+def test_a_training_of_another_seed_or_other_options_is_not_taken_for_this_one(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate.subprocess, "run", lambda *line, **_: subprocess.CompletedProcess(line, 0))
+
+    def trained(*options, train="--lr 1"):
+        line = [str(data), "--output", str(tmp_path), "--systems", "scp", "--train", train, *options]
+        ablate.main(line)
+
+    trained()
+    trained()
+    with pytest.raises(FastDiSSError, match="scp holds other work: seed differ"):
+        trained("--seeds", "2")
+    with pytest.raises(FastDiSSError, match="scp holds other work: options differ"):
+        trained(train="--lr 2")
 
 
 def test_a_finished_ablation_trains_nothing_again(ablated):
@@ -386,6 +495,7 @@ def test_a_finished_ablation_trains_nothing_again(ablated):
         (["--train", "--seed 3"], "must leave --seed to this command"),
         (["--train", "--arch fastdiss_tiny --no-such-flag"], "training of standard failed"),
         (["--train", "--arch fastdiss_tiny", "--jobs", 0], "--jobs must be at least 1"),
+        (["--train", "--arch fastdiss_tiny", "--sweep", "--reference none"], "cannot read none"),  # before training
         (["--train", "--arch fastdiss_tiny", "--variant", "mans=--mans-start 0"], "NAME=OPTIONS with a new name"),
         (["--train", "--arch fastdiss_tiny", "--variant", "--mans-start 0"], "NAME=OPTIONS with a new name"),
     ],
@@ -525,6 +635,18 @@ def test_a_bundle_is_verified(bundle, tmp_path):
     assert_one_line_error(tool("export", check=False), "--verify BUNDLE")
 
 
+def test_a_bundle_needs_the_dictionaries_alone(checkpoint, data, tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(FastDiSSError, match="no dictionary .*dict.src.txt"):
+        export.export(checkpoint, tmp_path / "data", tmp_path / "bundle")
+    for side in ("src", "tgt"):
+        shutil.copy(data / f"dict.{side}.txt", tmp_path / "data")
+    description = export.export(checkpoint, tmp_path / "data", tmp_path / "bundle")
+    assert (description["source_lang"], description["target_lang"]) == ("src", "tgt")
+    with pytest.raises(FastDiSSError, match="no data folder"):
+        export.export(checkpoint, tmp_path / "none", tmp_path / "bundle")
+
+
 def test_a_bundle_knows_its_languages(bundle):
     line = ["interactive", bundle, "--path", bundle / "model.pt", "--cpu", "--decoding-steps", 1]
     assert len(lines(fastdiss(*line, stdin="s1 s2\n").stdout, "H")) == 1
@@ -539,10 +661,15 @@ def test_words_in_pieces_need_their_codes(checkpoint, data, text, tmp_path):
     for side in ("src", "tgt"):
         file = copy / f"dict.{side}.txt"
         file.write_text(file.read_text().replace("s1 ", "s1@@ "))
-    failed = tool("export", checkpoint, "--data", copy, "--output", tmp_path / "a", check=False)
+    with pytest.raises(FastDiSSError, match="not those that the checkpoint was trained with"):
+        export.export(checkpoint, copy, tmp_path / "a")
+    state = torch.load(checkpoint)
+    del state["model"]["dictionary_versions"]  # older ones do not say
+    torch.save(state, tmp_path / "older.pt")
+    failed = tool("export", tmp_path / "older.pt", "--data", copy, "--output", tmp_path / "a", check=False)
     assert_one_line_error(failed, f"no BPE codes {copy / 'codes'}, and the words come in pieces")
     codes.write_text("#version: 0.2\n")
-    tool("export", checkpoint, "--data", copy, "--output", tmp_path / "b", "--codes", codes)
+    tool("export", tmp_path / "older.pt", "--data", copy, "--output", tmp_path / "b", "--codes", codes)
     assert (tmp_path / "b" / "codes").read_text() == codes.read_text()
     assert "all checksums agree" in tool("export", "--verify", tmp_path / "b").stdout
 

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -54,10 +55,18 @@ def test_nothing_and_empty_lines(model):
     assert len(others) == 2 and best.text == "" and best.steps == ["", ""] and word.text
 
 
+def test_any_iterable_of_strings_is_translated(model):
+    expected = model.translate(SENTENCES, steps=1)
+    assert model.translate(iter(SENTENCES), steps=1) == expected
+    assert model.translate(numpy.array(SENTENCES), steps=1) == expected and model.translate(iter([])) == []
+
+
 @pytest.mark.parametrize(
     "sentences, options, message",
     [
-        ("one string", {}, "list of strings"),
+        ("one string", {}, "list of strings, not str"),
+        (None, {}, "list of strings, not NoneType"),
+        ([SENTENCES[0], 3], {}, "list of strings, not int"),
         (SENTENCES, {"beam_width": 3}, "unknown generation option.*beam_width"),
         (SENTENCES, {"steps": 0}, "at least 1"),
         (SENTENCES, {"batch_size": 0}, "batch_size must be a whole number of at least 1"),

@@ -19,7 +19,7 @@ from ..modules.onnx import OnnxRuntime
 from ..modules.length import LengthPredictor
 from ..modules.target import Memory, TargetNetwork
 from ..modules.transformer import LayerConfig
-from .config import ModelConfig, check_probability
+from .config import ModelConfig, check_not_negative, check_probability
 
 
 class Source(NamedTuple):
@@ -194,6 +194,8 @@ def cut(tokens: Tensor, limit: int) -> Tensor:
 #: Options that count something.
 COUNTS = (
     "latent_dim",
+    "max_source_positions",
+    "max_target_positions",
     *(
         f"{side}_{name}"
         for side in ("encoder", "decoder")
@@ -213,6 +215,7 @@ def check_config(cfg, source_dictionary, target_dictionary) -> None:
     for name in COUNTS:
         if getattr(cfg, name) < 1:
             raise FastDiSSError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(cfg, name)}")
+    check_not_negative("max_length_offset", cfg.max_length_offset)
     for side in ("encoder", "decoder"):
         if getattr(cfg, f"{side}_embed_dim") % (2 * getattr(cfg, f"{side}_attention_heads")):
             raise FastDiSSError(f"--{side}-embed-dim must be a multiple of twice --{side}-attention-heads")

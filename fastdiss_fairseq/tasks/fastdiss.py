@@ -265,7 +265,12 @@ def readable(line: str, limit: int) -> str:
     of a word's length, would take minutes over megabytes that the model never sees."""
     if len(line) <= limit:
         return line
-    return " ".join(word[:limit] for word in line[: 16 * limit].split()[:limit])
+    words = line[: 16 * limit].split()[:limit]
+    if max(map(len, words), default=0) > limit:
+        warn_once(
+            f"words (what stands between spaces) are cut to {limit} characters, as many as --max-source-positions"
+        )
+    return " ".join(word[:limit] for word in words)
 
 
 def check_data(cfg: FastDiSSTaskConfig) -> None:

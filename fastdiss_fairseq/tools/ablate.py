@@ -11,6 +11,7 @@ interrupted, and repeats nothing that is finished.
 """
 
 import argparse
+import functools
 import os
 import shlex
 import subprocess
@@ -22,6 +23,7 @@ from typing import Dict, List, NamedTuple, Sequence
 from ..compat import FastDiSSError
 from . import sweep
 from .command import PLUGIN, run_as_command
+from .records import claim, sha256_of_all
 
 #: What switches a system's parts off.
 SYSTEMS = {
@@ -93,11 +95,12 @@ def trainings(args) -> List[Training]:
 
 
 def command(args, training: Training) -> List[str]:
-    """fairseq-train for one run; options of the user's come last and so override the others."""
+    """fairseq-train for one run: of options that occur twice the last counts, so the user's go before what is the same
+    always, and a system's before the user's."""
     own = ["--user-dir", PLUGIN, "--save-dir", str(training.folder), "--seed", str(training.seed)]
     always = ["--task", "fastdiss", "--criterion", "fastdiss_loss", "--log-format", "simple", "--no-epoch-checkpoints"]
     executable = [sys.executable, "-m", "fairseq_cli.train", str(args.data)]
-    return [*executable, *own, *always, *training.options, *shlex.split(args.train)]
+    return [*executable, *own, *always, *shlex.split(args.train), *training.options]
 
 
 def environment(number: int) -> dict:
@@ -111,14 +114,15 @@ def environment(number: int) -> dict:
 
 
 def train(args, training: Training, number: int) -> Training:
-    """Run or resume one training; its log goes to ``train.log`` in its folder.
+    """Run or resume one training; its log goes to ``train.log`` in its folder, its options to ``options.json``.
 
     Raises:
-        FastDiSSError: fairseq-train failed.
+        FastDiSSError: the folder holds another training, or fairseq-train failed.
     """
+    training.folder.mkdir(parents=True, exist_ok=True)
+    claim(training.folder / "options.json", settings(args, training))
     if training.finished.exists():
         return training
-    training.folder.mkdir(parents=True, exist_ok=True)
     log = training.folder / "train.log"
     with open(log, "ab") as stream:
         line = command(args, training)
@@ -127,6 +131,17 @@ def train(args, training: Training, number: int) -> Training:
         raise FastDiSSError(f"training of {training.folder.name} failed (exit code {done.returncode}): see {log}")
     training.finished.touch()
     return training
+
+
+def settings(args, training: Training) -> dict:
+    """What a training folder is of."""
+    options = [*shlex.split(args.train), *training.options]
+    return {"data_sha256": fingerprint_of_training(args.data), "seed": training.seed, "options": options}
+
+
+@functools.lru_cache(maxsize=None)
+def fingerprint_of_training(data: Path) -> str:
+    return sha256_of_all([*data.glob("train*"), *data.glob("dict.*")])
 
 
 def train_all(args, runs: List[Training]) -> None:
@@ -150,14 +165,14 @@ def main(arguments=None):
         if word.split("=")[0] in MANAGED:
             raise FastDiSSError(f"--train must leave {word} to this command")
     runs = trainings(args)
+    paths, names = [str(run.checkpoint) for run in runs], [run.system for run in runs]
+    decoding = [str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep")]
+    if args.sweep is not None:
+        decoding += shlex.split(args.sweep)
+        sweep.check(sweep.get_parser().parse_args(decoding))
     train_all(args, runs)
     if args.sweep is not None:
-        paths = [str(run.checkpoint) for run in runs]
-        names = [run.system for run in runs]
-        options = shlex.split(args.sweep)
-        sweep.main(
-            [str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep"), *options]
-        )
+        sweep.main(decoding)
 
 
 def cli_main():

@@ -21,6 +21,7 @@ from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from ..compat import FastDiSSError
 from .command import run_as_command
+from .loading import weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def average(paths: List[Path], output: Path, last: int = 0, ema: bool = False) -
     Raises:
         FastDiSSError: a checkpoint missing, of another model, or without a moving average.
     """
+    paths = [Path(weights_of(path)) for path in paths]
     for path in paths:
         if not path.is_file():
             raise FastDiSSError(f"no checkpoint {path}")
@@ -92,6 +94,7 @@ def average(paths: List[Path], output: Path, last: int = 0, ema: bool = False) -
     state["model"] = mean(found)
     state["last_optimizer_state"] = None
     state["extra_state"].pop("ema", None)
+    output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(output.name + ".part")
     with part.open("wb") as stream:  # torch raises no OSError where it opens the file itself
         torch.save(state, stream)

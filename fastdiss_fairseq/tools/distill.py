@@ -10,7 +10,6 @@ then makes the folder.
 
 import argparse
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Dict, Iterator, List
@@ -23,8 +22,8 @@ from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 
 from ..compat import FastDiSSError, device
 from .command import run_as_command
-from .loading import load
-from .records import sha256
+from .loading import load, weights_of
+from .records import claim, save, sha256, sha256_of_all
 
 #: Sentences that are decoded and saved together.
 PIECE = 2000
@@ -103,23 +102,16 @@ def open_parts(args) -> Path:
     """The folder of finished pieces.
 
     Raises:
-        FastDiSSError: it holds another teacher's, or another beam's.
+        FastDiSSError: it holds another teacher's, or another beam's, or those of other data.
     """
     parts = args.output.with_name(args.output.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    settings = {"teacher_sha256": sha256(args.path), "beam": args.beam, "piece": PIECE, "data": args.data.name}
-    written = parts / "settings.json"
-    if written.exists() and json.loads(written.read_text()) != settings:
-        raise FastDiSSError(f"{parts} holds the work of another teacher, beam or data folder: remove it to begin anew")
-    save(written, settings)
+    data = sha256_of_all([*args.data.glob("train.*"), *args.data.glob("dict.*")])
+    claim(
+        parts / "settings.json",
+        {"teacher_sha256": sha256(args.path), "beam": args.beam, "piece": PIECE, "data_sha256": data},
+    )
     return parts
-
-
-def save(path: Path, content) -> None:
-    """Write JSON; a crash leaves no half-written file under its name."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(content))
-    part.replace(path)
 
 
 def decode(args, teacher: Teacher, parts: Path) -> Dict[int, List[int]]:
@@ -130,7 +122,7 @@ def decode(args, teacher: Teacher, parts: Path) -> Dict[int, List[int]]:
     for number in range(index, len(pieces), count):
         path = parts / f"{number:05d}.json"
         if not path.exists():
-            save(path, teacher.write(pieces[number], args.max_tokens))
+            save(path, teacher.write(pieces[number], args.max_tokens), indent=None)
             print(f"piece {number + 1} of {len(pieces)}", flush=True)
         found.update({int(i): tokens for i, tokens in json.loads(path.read_text()).items()})
     return found
@@ -161,6 +153,7 @@ def main(arguments=None):
     shard(args.shard or "1/1")
     if args.output.exists():
         raise FastDiSSError(f"{args.output} exists already")
+    args.path = weights_of(args.path)
     teacher = Teacher(args)
     parts = open_parts(args)
     targets = decode(args, teacher, parts)

@@ -19,10 +19,11 @@ import torch
 from omegaconf import OmegaConf, open_dict
 
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
-from fairseq.data import data_utils
+from fairseq.data import Dictionary, data_utils
 
 from ..bundle import DESCRIPTION, WEIGHTS, opened, verify
 from ..compat import FastDiSSError
+from ..models.base import fingerprint
 from ..models.config import ARCHITECTURES
 from ..models.fsdfm import averaged_weights
 from .command import run_as_command
@@ -79,13 +80,11 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes:
     arch = getattr(state["cfg"]["model"], "_name", None)
     if arch not in ARCHITECTURES:
         raise FastDiSSError(f"{checkpoint} is the checkpoint of a {arch}, not a FastDiSS model")
-    task = state["cfg"]["task"]
-    given = [task["source_lang"], task["target_lang"]]
-    languages = given if all(given) else data_utils.infer_language_pair(str(data))
+    if not data.is_dir():
+        raise FastDiSSError(f"no data folder {data}")
+    languages = languages_of(state["cfg"], data)
     files = [data / f"dict.{language}.txt" for language in languages]
-    for file in files:
-        if not file.is_file():
-            raise FastDiSSError(f"no dictionary {file}")
+    check_dictionaries(state["model"], files)
     codes = codes or data / "codes"
     if codes.is_file():
         files.append(codes)
@@ -108,6 +107,32 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes:
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return description
+
+
+def languages_of(cfg, data: Path) -> List[str]:
+    """Source and target language: as trained with, else of the data.
+
+    Raises:
+        FastDiSSError: neither says.
+    """
+    for given in ([part.get("source_lang"), part.get("target_lang")] for part in (cfg["task"], cfg["model"])):
+        if all(given):
+            return given
+    inferred = data_utils.infer_language_pair(str(data))
+    if not all(inferred):
+        raise FastDiSSError(f"cannot infer the languages from {data}: give the data folder trained on")
+    return list(inferred)
+
+
+def check_dictionaries(weights: dict, files: Sequence[Path]) -> None:
+    """Raise FastDiSSError unless these are the dictionaries trained with; older checkpoints do not say."""
+    for file in files:
+        if not file.is_file():
+            raise FastDiSSError(f"no dictionary {file}")
+    own = [fingerprint(Dictionary.load(str(file))) for file in files]
+    trained = weights.get("dictionary_versions", weights.get("dictionaries"))  # its former name
+    if trained is not None and trained.tolist() != own:
+        raise FastDiSSError(f"the dictionaries of {files[0].parent} are not those that the checkpoint was trained with")
 
 
 def export_file(checkpoint: Path, data: Path, file: Path, *how) -> dict:

@@ -9,7 +9,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 
@@ -50,9 +50,29 @@ class Records:
     def add(self, record: dict) -> None:
         """Add or replace a record and save all; a crash leaves the old file or the new one."""
         self._found[self.key(record)] = record
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps(list(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(self.path)
+        save(self.path, list(self))
+
+
+def save(path: Path, content, indent: Optional[int] = 1) -> None:
+    """Write JSON; a crash leaves no half-written file under its name."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def claim(path: Path, settings: dict) -> None:
+    """Write down what unfinished work in a folder is of.
+
+    Raises:
+        FastDiSSError: it is of something else.
+    """
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    differing = [name for name in settings if before.get(name) != settings[name]]
+    if differing:
+        raise FastDiSSError(
+            f"{path.parent} holds other work: {', '.join(differing)} differ (see {path}); take another folder, or remove it"
+        )
+    save(path, settings)
 
 
 def count_parameters(weights: Dict[str, torch.Tensor]) -> int:
@@ -101,6 +121,11 @@ def sha256(path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_all(paths: Iterable[Path]) -> str:
+    """A checksum of files, by name and content, in whatever order they come."""
+    return hashlib.sha256("".join(sorted(f"{path.name} {sha256(path)}\n" for path in paths)).encode()).hexdigest()
 
 
 def peak_memory_mb(device: torch.device) -> float:

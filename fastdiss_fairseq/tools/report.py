@@ -13,7 +13,8 @@ ROW_FIELDS = (
 )  # fmt: skip
 TIMING = re.compile(r"Translated ([\d,]+) sentences .* in ([\d.]+)s \(([\d.]+) sentences/s")
 
-Hypotheses = Callable[[dict], List[str]]
+#: The hypotheses, or references, of a record.
+Lines = Callable[[dict], List[str]]
 
 
 def timing(log: str) -> Tuple[Optional[float], Optional[float]]:
@@ -22,14 +23,17 @@ def timing(log: str) -> Tuple[Optional[float], Optional[float]]:
     return (float(found.group(2)), float(found.group(3))) if found else (None, None)
 
 
-def write(records: Iterable[dict], hypotheses: Hypotheses, references, folder: Path, baseline=None) -> None:
-    """Write ``table.md`` and the plots."""
+def write(
+    records: Iterable[dict], hypotheses: Lines, references: Lines, folder: Path, metric: str, baseline=None
+) -> None:
+    """Write ``table.md`` of all metrics, with tests and plots of one."""
     records = list(records)
-    tests = comparisons(records, hypotheses, references, baseline)
+    having = [record for record in records if metric in record["scores"]]
+    tests = [compare(a, b, hypotheses, references, metric) for a, b in rivals(having, baseline)]
     parts = [quality_table(records, metric) for metric in metrics_of(records)]
-    parts += [speed_table(records), significance_table(tests), footnote(records)]
+    parts += [speed_table(records), significance_table(tests, metric), footnote(records)]
     (folder / "table.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
-    plot_all(records, folder)
+    plot_all(having, folder, metric)
 
 
 def metrics_of(records: Sequence[dict]) -> List[str]:
@@ -74,7 +78,11 @@ def row(cells: Iterable[str]) -> str:
 
 def quality_table(records: Sequence[dict], metric: str) -> str:
     having = [r for r in records if metric in r["scores"]]
-    return table_by_steps(having, metric, lambda r: r["scores"][metric]["value"], ".2f")
+    return table_by_steps(having, metric, lambda r: value_of(r, metric), ".2f")
+
+
+def value_of(record: dict, metric: str) -> float:
+    return record["scores"][metric]["value"]
 
 
 def speed_table(records: Sequence[dict]) -> str:
@@ -88,36 +96,34 @@ def footnote(records: Sequence[dict]) -> str:
     return "  \n".join([*lines, *sorted({r["device"] for r in records})])
 
 
-def comparisons(records: Sequence[dict], hypotheses: Hypotheses, references, baseline: Optional[str]) -> List[dict]:
-    """Each system against the baseline in the same setting, and `recompute` against `previous`."""
-    rivals = [(r, twin(records, r, system=baseline)) for r in records if baseline and r["system"] != baseline]
+def rivals(records: Sequence[dict], baseline: Optional[str]) -> List[Tuple[dict, dict]]:
+    """Each system and the baseline in the same setting, and `recompute` and `previous`."""
+    pairs = [(r, twin(records, r, system=baseline)) for r in records if baseline and r["system"] != baseline]
     anew = [r for r in records if r["self_conditioning"] == "recompute"]
-    rivals += [(r, twin(records, r, self_conditioning="previous")) for r in anew]
-    return [compare(a, b, hypotheses, references) for a, b in rivals if b is not None]
+    pairs += [(r, twin(records, r, self_conditioning="previous")) for r in anew]
+    return [(a, b) for a, b in pairs if b is not None]
 
 
 def twin(records: Sequence[dict], record: dict, **other) -> Optional[dict]:
-    """The record that differs from ``record`` by the fields ``other`` only."""
-    wanted = (*row_of({**record, **other}), record["steps"])
-    return next((r for r in records if (*row_of(r), r["steps"]) == wanted), None)
+    """The record, of the same references, that differs from ``record`` by the fields ``other`` only."""
+    identity = lambda r: (*row_of(r), r["steps"], r.get("reference_sha256"))
+    wanted = identity({**record, **other})
+    return next((r for r in records if identity(r) == wanted), None)
 
 
-def compare(record: dict, against: dict, hypotheses: Hypotheses, references: List[str]) -> dict:
-    metric = record["metric"]
-    p_value = paired_bootstrap(hypotheses(record), hypotheses(against), references, metric)
+def compare(record: dict, against: dict, hypotheses: Lines, references: Lines, metric: str) -> dict:
     return {
         "record": record,
         "against": against["system"] if record["system"] != against["system"] else "previous",
-        "difference": record["value"] - against["value"],
-        "p": p_value,
+        "difference": value_of(record, metric) - value_of(against, metric),
+        "p": paired_bootstrap(hypotheses(record), hypotheses(against), references(record), metric),
     }
 
 
-def significance_table(tests: Sequence[dict]) -> str:
+def significance_table(tests: Sequence[dict], metric: str) -> str:
     if not tests:
         return ""
     shown = varying([test["record"] for test in tests])
-    metric = tests[0]["record"]["metric"]
     lines = [
         f"**Differences in {metric} and their p-values (paired bootstrap, 1,000 resamples)**", "",
         row(["system", "against", "K", "difference", "p"]), row(["---", "---", "---:", "---:", "---:"]),
@@ -129,7 +135,7 @@ def significance_table(tests: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def plot_all(records: Sequence[dict], folder: Path) -> None:
+def plot_all(records: Sequence[dict], folder: Path, metric: str) -> None:
     """Quality against K and against latency, and what recomputing self-conditioning gains, as PNG and SVG."""
     try:
         import matplotlib
@@ -137,7 +143,7 @@ def plot_all(records: Sequence[dict], folder: Path) -> None:
         print("no plots: pip install matplotlib")
         return
     matplotlib.use("Agg")
-    metric = records[0]["metric"]
+    records = [{**r, "value": value_of(r, metric)} for r in records]
     timed = [r for r in records if r["sentences_per_second"]]
     plot(folder / "quality_by_steps", records, lambda r: r["steps"], ("K", metric))
     latency = lambda r: 1000 / r["sentences_per_second"]
@@ -186,7 +192,7 @@ def plot(path: Path, records: Sequence[dict], x: Callable[[dict], Optional[float
     pyplot.close(figure)
 
 
-def print_samples(records: Iterable[dict], hypotheses: Hypotheses, references: List[str], count: int) -> None:
+def print_samples(records: Iterable[dict], hypotheses: Lines, references: List[str], count: int) -> None:
     """The first sentences: the reference and each system's output with the fewest and with 5 steps."""
     chosen: Dict[tuple, dict] = {}
     for record in sorted(records, key=lambda r: abs((r["steps"] or 5) - 5)):

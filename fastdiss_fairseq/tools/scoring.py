@@ -77,12 +77,11 @@ def text_of(path, lang: Optional[str], repeats: str = "keep") -> List[str]:
     """The hypotheses of a fairseq-generate output as text to be scored.
 
     Args:
-        lang: undo Moses tokenisation of this language; None: the output is text already.
+        lang: as in :func:`detokenise`.
         repeats: ``keep`` or ``merge``, before that.
     """
     lines = read_hypotheses(path)
-    lines = merged(lines) if repeats == "merge" else lines
-    return detokenise(lines, lang) if lang else lines
+    return detokenise(merged(lines) if repeats == "merge" else lines, lang)
 
 
 def look_tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> bool:
@@ -91,8 +90,10 @@ def look_tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> bool
     return apart[0] > 0.5 and apart[1] < 0.1
 
 
-def detokenise(lines: Sequence[str], lang: str) -> List[str]:
-    """Undo Moses tokenisation."""
+def detokenise(lines: Sequence[str], lang: Optional[str]) -> List[str]:
+    """Undo Moses tokenisation of this language; None or ``none``: the lines are text already."""
+    if lang in (None, "none"):
+        return list(lines)
     from sacremoses import MosesDetokenizer
 
     detokenizer = MosesDetokenizer(lang)
@@ -184,11 +185,16 @@ def rouge_signature() -> str:
 
 
 def paired_bootstrap(hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str], metric: str) -> float:
-    """The p-value of the difference of two systems (Koehn, 2004), with 1,000 resamples.
+    """The p-value of the difference of two systems (Koehn, 2004), with 1,000 resamples; 1 where there is none.
 
     BLEU and chrF through sacreBLEU's PairedTest; ROUGE, a mean over sentences, by the same rule on
     the sentences' differences.
+
+    Raises:
+        FastDiSSError: other numbers of sentences.
     """
+    if not len(hypotheses) == len(others) == len(references):
+        raise FastDiSSError(f"{len(hypotheses)} and {len(others)} hypotheses for {len(references)} references")
     if metric in ROUGE:
         pairs = zip(*(rouge_of_sentences(lines, references, metric) for lines in (hypotheses, others)))
         return bootstrap_of_means([a - b for a, b in pairs])
@@ -197,8 +203,8 @@ def paired_bootstrap(hypotheses: Sequence[str], others: Sequence[str], reference
     systems = [("baseline", list(others)), ("system", list(hypotheses))]
     metrics = {metric: sacrebleu_metric(metric)}
     _, results = PairedTest(systems, metrics, [list(references)], test_type="bs", n_samples=RESAMPLES)()
-    _, system = next(found for name, found in results.items() if name != "System")
-    return float(system.p_value)
+    baseline, system = next(found for name, found in results.items() if name != "System")
+    return 1.0 if system.score == baseline.score else float(system.p_value)
 
 
 def bootstrap_of_means(differences: Sequence[float]) -> float:

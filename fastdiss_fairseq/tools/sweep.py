@@ -3,14 +3,15 @@
     fastdiss-sweep data-bin/multi30k_de_en --path runs/both/checkpoint_last.pt --systems scp+mans \\
         --reference data-bin/multi30k_de_en/raw/test.en --steps 1 2 5 20 --output runs/sweep
 
-Each model is loaded once.  Cells that FOLDER/results.json has are not decoded again, so an interrupted
-sweep goes on, and several calls (another grid, other checkpoints) add to one folder.  ``--outputs
+Each model is loaded once.  Cells that FOLDER/results.json has, of the same data, references and metrics, are not decoded
+again, so an interrupted sweep goes on, and several calls (another grid, other checkpoints) add to one folder.  ``--outputs
 cmlm:10=generate.txt`` scores the output of fairseq-generate from any other model.
 """
 
 import argparse
 import itertools
 import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -27,7 +28,7 @@ from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
 from .loading import load as load_for, load_reranker, weights_of
-from .records import Records, circumstances, clock, count_parameters, peak_memory_mb, sha256
+from .records import Records, circumstances, clock, count_parameters, peak_memory_mb, sha256, sha256_of_all
 
 #: The settings of a cell, and the option of decoding that each is.
 SETTINGS = {
@@ -46,7 +47,9 @@ SETTINGS = {
 }
 DEFAULTS = decoding_defaults()
 CHECKPOINT = re.compile(r"'path': '([^']+)'")  # in the configuration that fairseq-generate logs
-KEY_FIELDS = ("split", "system", "seed", *SETTINGS)
+#: What tells cells apart, and what must not have changed of one that is there.
+KEY_FIELDS = ("benchmark", "split", "system", "seed", *SETTINGS, "decoding_seed")
+SAME = ("checkpoint_sha256", "data_sha256", "reference_sha256", "reranker_sha256", "post_process", "detokenize")
 
 
 class Loaded(NamedTuple):
@@ -92,7 +95,14 @@ def get_parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(scoring.METRICS)}; the first is plotted (default: BLEU chrF)",
     )
     parser.add_argument(
-        "--detokenize", metavar="LANG", help="language for undoing Moses tokenisation (default: the target language)"
+        "--post-process",
+        default="subword_nmt",
+        help="as in fairseq-generate, joins pieces of words (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--detokenize",
+        metavar="LANG",
+        help="language for undoing Moses tokenisation (default: the target language), or none",
     )
     parser.add_argument(
         "--baseline", metavar="SYSTEM", help="test the other systems against this one (paired bootstrap)"
@@ -131,26 +141,28 @@ def cells(args) -> Iterator[Dict[str, object]]:
         yield cell
 
 
-def load(path: str, args) -> Loaded:
+def load(path: str, args, facts: Dict[str, object]) -> Loaded:
     """Load a checkpoint for ``args.data`` onto the device.
 
     Raises:
         FastDiSSError: as the common loader, or the checkpoint of another model.
     """
-    path = weights_of(path)
-    models, cfg, task = load_for(path, args.data, seed=args.seed, eval_bleu=False)
+    models, _, task = load_for(path, args.data, seed=args.seed, eval_bleu=False)
     check_models(models, "score")
     if args.reranker:
         models += load_reranker(args.reranker, task)
         check_models(models, "ar")
     models = [model.to(device(args)).eval() for model in models]
-    return Loaded(models, task, {"system": system_name(cfg["criterion"], cfg["model"]), **facts_of(path)})
+    return Loaded(models, task, facts)
 
 
 def facts_of(path: str) -> Dict[str, object]:
     """What a checkpoint says of itself."""
-    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    if not Path(path).is_file():
+        raise FastDiSSError(f"no checkpoint {path}")
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     return {
+        "system": system_name(state["cfg"]["criterion"], state["cfg"]["model"]),
         "seed": state["cfg"]["common"]["seed"],
         "updates": state["optimizer_history"][-1]["num_updates"],
         "parameters": count_parameters(averaged_weights(state["model"])),
@@ -197,13 +209,13 @@ def decode(loaded: Loaded, found: List[dict], cell: Dict[str, object], args, pro
     started = clock(args)
     for batch in found:
         for number, hypotheses in zip(batch["id"].tolist(), generator.generate(models, batch)):
-            lines[number] = dictionary.string(hypotheses[0]["tokens"], "subword_nmt", extra_symbols_to_ignore=strip)
+            lines[number] = dictionary.string(hypotheses[0]["tokens"], args.post_process, extra_symbols_to_ignore=strip)
             evaluations += hypotheses[0]["steps"]
         progress.update(len(batch["id"]))
     return [lines[i] for i in sorted(lines)], evaluations / len(lines), clock(args) - started
 
 
-def measure(loaded: Loaded, found: List[dict], asked: dict, args, references: List[str], progress) -> tuple:
+def measure(loaded: Loaded, found: List[dict], asked: dict, args, progress) -> tuple:
     """One cell, as it was asked for: its record and its detokenised hypotheses."""
     cell = completed(loaded, asked)
     lines, evaluations, seconds = decode(loaded, found, asked, args, progress)
@@ -213,21 +225,24 @@ def measure(loaded: Loaded, found: List[dict], asked: dict, args, references: Li
         **cell,
         "candidates": cell["length_beam"] * cell["noise_beam"],
         "evaluations": round(evaluations, 2),
-        "reranker_sha256": sha256(args.reranker) if cell["choice"] == "ar" else None,
         "decoding_seed": args.seed,
         "seconds": round(seconds, 3),
         "sentences_per_second": round(len(lines) / seconds, 2),
         "batch_size": args.batch_size,
         "peak_memory_mb": peak_memory_mb(device(args)),
     }
-    return {**common(args), **record, **scored(hypotheses, references, args)}, hypotheses
+    return record, hypotheses
 
 
 def common(args) -> Dict[str, object]:
-    """What all records of a call share."""
+    """What all records of a call share: what was decoded first."""
     return {
         "benchmark": args.data.resolve().name,
         "split": args.subset,
+        "data_sha256": sha256_of_all(args.data.glob(f"{args.subset}.*")),
+        "reference_sha256": sha256(args.reference),
+        "post_process": args.post_process,
+        "detokenize": args.detokenize,
         **circumstances("fastdiss-sweep", device(args)),
     }
 
@@ -253,7 +268,7 @@ def parts_of(spec: str) -> Tuple[str, Optional[int], str]:
     return system, int(steps) if steps else None, path
 
 
-def external(spec: str, repeats: str, args, references: List[str]) -> tuple:
+def external(spec: str, repeats: str, args) -> tuple:
     """Record and hypotheses of an ``--outputs`` entry, its repeats kept or merged; where the file holds
     fairseq-generate's log too, with its time and what the checkpoint says of itself."""
     system, steps, path = parts_of(spec)
@@ -263,7 +278,6 @@ def external(spec: str, repeats: str, args, references: List[str]) -> tuple:
     checkpoint = CHECKPOINT.search(log)
     known = checkpoint is not None and Path(checkpoint.group(1)).is_file()
     record = {
-        **common(args),
         **(facts_of(checkpoint.group(1)) if known else {"seed": None, "updates": None}),
         "system": system,
         "steps": steps,
@@ -272,60 +286,75 @@ def external(spec: str, repeats: str, args, references: List[str]) -> tuple:
         "repeats": repeats,
         "seconds": seconds,
         "sentences_per_second": rate,
-        **scored(hypotheses, references, args),
     }
     return record, hypotheses
 
 
 class Sweep:
-    """The output folder: records, hypotheses, tables and plots."""
+    """The output folder: records, hypotheses, references, tables and plots."""
 
     def __init__(self, args):
-        self.args = args
+        self.args, self.common = args, common(args)
+        self.reranker = sha256(args.reranker) if args.reranker else None
         self.references = scoring.read_lines(args.reference)
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "hypotheses").mkdir(exist_ok=True)
+        for name in ("hypotheses", "references"):
+            (args.output / name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(args.reference, self.references_path(self.common))
         self.records = Records(args.output / "results.json", KEY_FIELDS)
 
-    def add(self, record: dict, hypotheses: List[str]) -> None:
-        """The text first, so that a record always has its text."""
+    def add(self, record: dict, hypotheses: List[str]) -> dict:
+        """Score and keep; the text first, so that a record always has its text."""
+        record = {**self.common, **record, **scored(hypotheses, self.references, self.args)}
         self.text_path(record).write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
         self.records.add(record)
+        return record
 
     def text_path(self, record: dict) -> Path:
         return self.args.output / "hypotheses" / f"{self.records.key(record)}.txt"
 
-    def hypotheses(self, record: dict) -> List[str]:
-        return scoring.read_lines(self.text_path(record))
+    def references_path(self, record: dict) -> Path:
+        return self.args.output / "references" / f"{record['reference_sha256'][:16]}.txt"
 
-    def has(self, loaded: Loaded, cell: Dict[str, object]) -> bool:
-        """Whether this very checkpoint was decoded so, and chosen among by this very reranker."""
-        found = self.records.get({**loaded.facts, **cell, "split": self.args.subset})
-        if found is None or found["checkpoint_sha256"] != loaded.facts["checkpoint_sha256"]:
+    def has(self, facts: Dict[str, object], cell: Dict[str, object]) -> bool:
+        """Whether this very checkpoint decoded this very split so, and was scored by these metrics."""
+        wanted = {**self.common, **facts, **cell, **self.choosing(cell), "decoding_seed": self.args.seed}
+        found = self.records.get(wanted)
+        if found is None or not set(self.args.metrics) <= set(found["scores"]) or not self.text_path(found).exists():
             return False
-        return cell["choice"] != "ar" or found["reranker_sha256"] == sha256(self.args.reranker)
+        return all(found.get(name) == wanted[name] for name in SAME)
 
-    def decode_checkpoint(self, path: str, system: str) -> None:
+    def choosing(self, cell: Dict[str, object]) -> Dict[str, object]:
+        return {"reranker_sha256": self.reranker if cell["choice"] == "ar" else None}
+
+    def decode_checkpoint(self, path: str, facts: Dict[str, object]) -> None:
         """Decode the cells of one checkpoint that are missing."""
-        loaded = load(path, self.args)
-        loaded.facts["system"] = system or loaded.facts["system"]
+        loaded = load(path, self.args, facts)
         distinct = {tuple(completed(loaded, cell).items()): cell for cell in cells(self.args)}
-        missing = [cell for full, cell in distinct.items() if not self.has(loaded, dict(full))]
+        missing = [cell for full, cell in distinct.items() if not self.has(facts, dict(full))]
         if not missing:
             return
         found = batches(loaded.task, self.args)
         sentences = sum(len(batch["id"]) for batch in found)
         if sentences != len(self.references):
             raise FastDiSSError(f"{self.args.reference} has {len(self.references)} lines, the split {sentences}")
-        with tqdm(total=sentences * len(missing), unit="sentence", desc=loaded.facts["system"]) as progress:
+        with tqdm(total=sentences * len(missing), unit="sentence", desc=facts["system"]) as progress:
             for cell in missing:
-                record, text = measure(loaded, found, cell, self.args, self.references, progress)
-                self.add(record, text)
+                record, text = measure(loaded, found, cell, self.args, progress)
+                record = self.add({**record, **self.choosing(cell)}, text)
                 progress.set_postfix_str(f"K = {cell['steps']}: {record['metric']} {record['value']}")
 
+    def report(self) -> None:
+        """Write tables and plots of all that the folder has; print the tables, and samples of this call's references."""
+        args, text_of = self.args, lambda record: scoring.read_lines(self.text_path(record))
+        references_of = lambda record: scoring.read_lines(self.references_path(record))
+        report.write(self.records, text_of, references_of, args.output, args.metrics[0], args.baseline)
+        print((args.output / "table.md").read_text(encoding="utf-8"))
+        shown = [r for r in self.records if r.get("reference_sha256") == self.common["reference_sha256"]]
+        report.print_samples(shown, text_of, self.references, args.samples)
 
-def main(arguments=None):
-    args = get_parser().parse_args(arguments)
+
+def check(args) -> None:
+    """Raise FastDiSSError where the options cannot work, before hours of decoding, or of training."""
     scoring.check_metrics(args.metrics)
     if args.systems and len(args.systems) != len(args.path):
         raise FastDiSSError(f"{len(args.systems)} names for {len(args.path)} checkpoints")
@@ -333,18 +362,41 @@ def main(arguments=None):
         raise FastDiSSError(f"--steps must be at least 1, not {min(args.steps)}")
     if "ar" in args.choice and not args.reranker:
         raise FastDiSSError("--choice ar needs an autoregressive checkpoint (--reranker)")
-    for spec in args.outputs:  # before hours of decoding
+    if args.reranker and not Path(args.reranker).is_file():
+        raise FastDiSSError(f"no checkpoint {args.reranker}")
+    for spec in args.outputs:
         scoring.read_hypotheses(parts_of(spec)[2])
-    sweep = Sweep(args)
+    scoring.read_lines(args.reference)
     if not args.path and not args.outputs:
         raise FastDiSSError("nothing to do: give checkpoints (--path) or outputs (--outputs)")
-    for path, system in itertools.zip_longest(args.path, args.systems or []):
-        sweep.decode_checkpoint(path, system)
+
+
+def identified(args) -> List[Tuple[str, Dict[str, object]]]:
+    """The checkpoints, and what each says of itself, with the name that it is given.
+
+    Raises:
+        FastDiSSError: two of one name and training seed, which would take each other's place.
+    """
+    found, names = [], {}
+    for path, name in itertools.zip_longest(map(weights_of, args.path), args.systems or []):
+        facts = facts_of(path)
+        facts["system"] = name or facts["system"]
+        other = names.setdefault((facts["system"], facts["seed"]), path)
+        if str(other) != str(path):
+            raise FastDiSSError(f"{other} and {path} are both {facts['system']}: name them by --systems")
+        found.append((path, facts))
+    return found
+
+
+def main(arguments=None):
+    args = get_parser().parse_args(arguments)
+    check(args)
+    checkpoints, sweep = identified(args), Sweep(args)
+    for path, facts in checkpoints:
+        sweep.decode_checkpoint(path, facts)
     for spec, repeats in itertools.product(args.outputs, args.output_repeats):
-        sweep.add(*external(spec, repeats, args, sweep.references))
-    report.write(sweep.records, sweep.hypotheses, sweep.references, args.output, args.baseline)
-    print((args.output / "table.md").read_text(encoding="utf-8"))
-    report.print_samples(sweep.records, sweep.hypotheses, sweep.references, args.samples)
+        sweep.add(*external(spec, repeats, args))
+    sweep.report()
 
 
 def cli_main():

@@ -179,6 +179,7 @@ def main(arguments=None):
         raise FastDiSSError("no sentences: give them as arguments or as lines of standard input")
     options = {"length_beam": args.length_beam, "noise_beam": args.noise_beam, **other_options(args.option)}
     model = FastDiSS.from_pretrained(args.bundle, args.device, args.reranker)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(page(model, sentences, args.steps, args.choice, **options), encoding="utf-8")
     print(f"{args.output}: {len(sentences)} sentence{'s' if len(sentences) > 1 else ''}")
 
