@@ -194,7 +194,6 @@ train $data --mans-scale 0.5                                           | at leas
 train $data --max-update 0 --max-epoch 1                               | --max-update
 train $data --scp-hops 3                                               | hops
 train $data --scp-budgets 0,2                                          | budgets
-train $data --scp-budgets 2.5                                          | budgets
 train $data --mixed-times 1.5                                          | --mixed-times must be a probability
 train $data --diffusion-loss-weight -1                                 | --diffusion-loss-weight must be at least 0
 train $data --length-loss-factor nan                                   | --length-loss-factor must be at least 0

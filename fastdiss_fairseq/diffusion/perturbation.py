@@ -53,7 +53,7 @@ class Perturbation:
             raise ValueError(f"unknown SCP coupling '{self.coupling}' (known: {known})")
         if self.hops not in (1, 2):
             raise ValueError(f"SCP hops must be 1 or 2, not {self.hops}")
-        if not self.budgets or min(self.budgets) < 1 or any(budget != int(budget) for budget in self.budgets):
+        if not self.budgets or min(self.budgets) < 1:
             raise ValueError(f"SCP budgets must be step counts >= 1, not {self.budgets}")
         if self.gamma < 0 or not 0 < self.shrink <= 1:
             raise ValueError("SCP needs gamma >= 0 and 0 < lambda <= 1")
