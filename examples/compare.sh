@@ -47,7 +47,8 @@ if [[ ${#ours[@]} -gt 0 ]]; then
         --max-tokens ${MAX_TOKENS:-4000} --max-update $UPDATES --validate-interval 5 --num-workers 0 \
         --log-interval 50 ${OPTIONS:-} ${DEVICE:-}"
     for system in "${ours[@]}"; do
-        paths+=("$output/$system/checkpoint_last.pt")
+        [[ ${SEED:-1} == 1 ]] && folder=$system || folder=$system-seed$SEED
+        paths+=("$output/$folder/checkpoint_last.pt")
     done
     paths=(--path "${paths[@]}" --systems "${ours[@]}")
 fi

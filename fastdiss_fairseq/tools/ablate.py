@@ -5,8 +5,8 @@
         --sweep "--reference data-bin/multi30k_de_en/raw/test.en --steps 1 2 5 20"
 
 Systems differ in --no-scp and --no-mans alone; ``--variant "uniform=--scp-rule uniform"`` adds one that
-differs from both in the options given.  Checkpoints and logs go to OUTPUT/SYSTEM (with several
-seeds OUTPUT/SYSTEM-seedN), the sweep's results to OUTPUT/sweep.  The same command goes on with what was
+differs from both in the options given.  Checkpoints and logs go to OUTPUT/SYSTEM (of other
+seeds than 1 to OUTPUT/SYSTEM-seedN), the sweep's results to OUTPUT/sweep.  The same command goes on with what was
 interrupted, and repeats nothing that is finished.
 """
 
@@ -86,7 +86,7 @@ def systems(args) -> Dict[str, Sequence[str]]:
 
 def trainings(args) -> List[Training]:
     """All runs, the systems of the first seed first."""
-    suffix = lambda seed: f"-seed{seed}" if len(args.seeds) > 1 else ""
+    suffix = lambda seed: f"-seed{seed}" if seed != 1 else ""
     return [
         Training(name, options, seed, args.output / f"{name}{suffix(seed)}")
         for seed in args.seeds
