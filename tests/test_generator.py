@@ -277,6 +277,14 @@ def test_steps_belong_to_the_call(monkeypatch):
     assert words(built.generate([NET], batch(SOURCES), decoding_steps=2)) == words(generate(SOURCES, decoding_steps=2))
 
 
+def test_sources_are_cut_to_what_the_command_asks_for():
+    """As fairseq-interactive cuts them, whatever the model could read."""
+    built, long = generator(), [[*range(5, 15), EOS], [6, 7, EOS]]
+    scores = lambda hypotheses: [sentence[0]["score"].item() for sentence in hypotheses]
+    cut = pytest.approx(scores(task(max_source_positions=4).inference_step(built, [NET], batch(long))), abs=1e-5)
+    assert scores(generate([[5, 6, 7, 8], [6, 7, EOS]])) == cut and scores(generate(long)) != cut
+
+
 def test_through_the_tasks_inference_step():
     built = generator(noise_beam=2)
     assert words(task().inference_step(built, [NET], batch(SOURCES))) == words(generate(SOURCES, noise_beam=2))

@@ -19,7 +19,7 @@ from ..compat import FastDiSSError, before_loading, device
 from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve, without_effect
 from ..generation.deployment import Deployment, flag
 from ..generation.generator import FastDiSSGenerator, check_models
-from ..models.base import FewStepModel, check_weights
+from ..models.base import FewStepModel, check_weights, cut, pad_right
 from ..models.config import ARCHITECTURES, option
 from ..models.fsdfm import FSDFMModel
 
@@ -175,8 +175,12 @@ class FastDiSSTask(TranslationTask):
         return self.text_bpe
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        """Decode; where fairseq-interactive was asked for steps (``--print-step``), which it does not print itself,
-        show the text after each."""
+        """Decode, sources no further than to --max-source-positions; where fairseq-interactive was asked for steps
+        (``--print-step``), which it does not print itself, show the text after each."""
+        sample, limit = dict(sample, net_input=dict(sample["net_input"])), self.cfg.max_source_positions
+        if sample["net_input"]["src_tokens"].size(1) > limit:
+            src_tokens = pad_right(sample["net_input"]["src_tokens"], self.source_dictionary.pad())
+            sample["net_input"]["src_tokens"] = cut(src_tokens, limit)
         found = super().inference_step(generator, models, sample, prefix_tokens, constraints)
         if generator.decoding.history and "id" not in sample:  # only interactive's batches have no ids
             for candidates in found:
