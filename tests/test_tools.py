@@ -406,6 +406,7 @@ def test_a_single_candidate_is_decoded_once():
         (["--metrics", "METEOR"], "unknown metric"),
         (["--steps", "0"], "at least 1"),
         (["--choice", "ar"], "--reranker"),
+        (["--post-process", "bytes"], "no --post-process bytes"),
         (["--outputs", "=x"], "SYSTEM[:STEPS]=FILE"),
         (["--outputs", "cmlm:many=x"], "SYSTEM[:STEPS]=FILE"),
         (["--outputs", "cmlm=missing"], "cannot read missing"),

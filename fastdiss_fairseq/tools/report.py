@@ -9,7 +9,7 @@ from .scoring import Score, paired_bootstrap
 #: What may tell rows of a table apart, in the order of its columns.
 ROW_FIELDS = (
     "benchmark", "split", "system", "seed", "self_conditioning", "candidates", "choice", "solver", "estimate",
-    "noise_factor", "told_noise_factor", "temperature", "repeats", "length_factor",
+    "noise_factor", "told_noise_factor", "temperature", "repeats", "length_factor", "decoding_seed",
 )  # fmt: skip
 TIMING = re.compile(r"Translated ([\d,]+) sentences .* in ([\d.]+)s \(([\d.]+) sentences/s")
 

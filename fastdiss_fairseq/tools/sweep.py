@@ -19,6 +19,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 from tqdm import tqdm
 
 from fairseq import checkpoint_utils, utils
+from fairseq.data import data_utils
 
 from ..compat import FastDiSSError, device
 from ..diffusion.sampling import SELF_CONDITIONING
@@ -356,6 +357,10 @@ class Sweep:
 def check(args) -> None:
     """Raise FastDiSSError where the options cannot work, before hours of decoding, or of training."""
     scoring.check_metrics(args.metrics)
+    try:
+        data_utils.post_process("", args.post_process)
+    except NotImplementedError:
+        raise FastDiSSError(f"fairseq knows no --post-process {args.post_process}") from None
     if args.systems and len(args.systems) != len(args.path):
         raise FastDiSSError(f"{len(args.systems)} names for {len(args.path)} checkpoints")
     if min(args.steps) < 1:
