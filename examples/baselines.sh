@@ -14,8 +14,8 @@
 # DEVICE=             --cpu: no GPU          SUBSET=test   split to decode
 # ITERATIONS="1 4 10" of inat, cmlm, levt and insertion    BEAMS="1 5" of ar (empty: train only)
 #
-# Trains to OUTPUT/SYSTEM and writes fairseq-generate's output to OUTPUT/SYSTEM_N.txt (N: beam or iterations).
-# An interrupted training goes on where it was, and a finished one is not repeated.
+# Trains to OUTPUT/SYSTEM and writes fairseq-generate's output to OUTPUT/SYSTEM_N.txt (N: beam or iterations; of other
+# splits than test to OUTPUT/SUBSET/SYSTEM_N.txt).  An interrupted training goes on where it was, and a finished one is not repeated.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/recipe.sh"
@@ -58,7 +58,13 @@ PROGRAM
 )
 shared=(--user-dir "$root/fastdiss_fairseq" --required-batch-size-multiple 1 --data-buffer-size 0 --num-workers 0 "${device[@]}")
 
+settings="$(basename "$data"): ARCH=${ARCH:-fastdiss_tiny} UPDATES=$updates MAX_TOKENS=${MAX_TOKENS:-4000} LR=${LR:-2e-3} SEED=${SEED:-1} $*"
 mkdir -p "$output/$system"
+if [[ -f $output/$system/checkpoint_last.pt && -f $output/$system/settings && $(< "$output/$system/settings") != "$settings" ]]; then
+    echo "baselines.sh: $output/$system holds another training, $(< "$output/$system/settings"); take another OUTPUT" >&2
+    exit 1
+fi
+echo "$settings" > "$output/$system/settings"
 if [[ ! -f $output/$system/finished ]]; then
     # shellcheck disable=SC2086
     fairseq-train "$data" "${shared[@]}" "${kind[@]}" $sizes --share-all-embeddings --label-smoothing 0.1 \
@@ -71,7 +77,10 @@ if [[ ! -f $output/$system/finished ]]; then
 fi
 
 decode() {
-    local file=$output/$1.txt
+    local folder=$output file
+    [[ ${SUBSET:-test} == test ]] || folder=$output/$SUBSET
+    file=$folder/$1.txt
+    mkdir -p "$folder"
     shift
     [[ -f $file ]] && return
     fairseq-generate "$data" "${shared[@]}" --task "${kind[1]}" --path "$output/$system/checkpoint_last.pt" \

@@ -202,6 +202,22 @@ def test_wrong_calls_of_baselines_are_one_line(arguments, environment, message, 
     assert done.returncode == 1 and message in done.stderr.strip().splitlines()[-1]
 
 
+def test_a_baseline_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    folder = tmp_path / "ar"
+    folder.mkdir()
+    settings = "data: ARCH=fastdiss_tiny UPDATES=9 MAX_TOKENS=4000 LR=2e-3 SEED=1 --dropout 0.3"
+    for name, content in (("settings", settings), ("finished", ""), ("checkpoint_last.pt", "")):
+        (folder / name).write_text(content)
+
+    def called(*options, **environment):
+        return script("baselines.sh", "ar", tmp_path / "data", tmp_path, *options, BEAMS="", **environment)
+
+    assert called("--dropout", "0.3", UPDATES="9").returncode == 0
+    done = called("--dropout", "0.3", UPDATES="10")
+    assert done.returncode == 1 and f"holds another training, {settings}" in done.stderr
+    assert called(UPDATES="9").returncode == 1
+
+
 def test_compare_needs_a_prepared_folder(tmp_path):
     done = script("compare.sh", tmp_path, tmp_path / "out", "ar")
     assert done.returncode == 1 and "was it made by a prepare.sh" in done.stderr
