@@ -91,11 +91,12 @@ def autoregressive_score(model, src_tokens: Tensor, tokens: Tensor, mask: Tensor
     previous = torch.cat((output.new_full((len(output), 1), eos), output[:, :-1]), dim=1)
     lengths = src_tokens.ne(pad).sum(1)
     encoded = model.encoder.forward_torchscript({"src_tokens": src_tokens, "src_lengths": lengths})
-    rows = torch.arange(sentences, device=tokens.device).repeat_interleave(candidates)
-    chosen = []
-    for some in torch.arange(len(rows), device=rows.device).split(max(1, SCORED_AT_ONCE // width)):
-        its_source = model.encoder.reorder_encoder_out(encoded, rows[some])
-        log_probs = model.get_normalized_probs(model.decoder(previous[some], encoder_out=its_source), log_probs=True)
-        chosen.append(log_probs.float().gather(2, output[some].unsqueeze(2)).squeeze(2))
-    each = torch.cat(chosen).view(sentences, candidates, width)
-    return mean_log_probability(each.masked_fill(~mask, 0), mask)
+    each = torch.zeros(output.shape, device=tokens.device)
+    ends = mask.flatten(0, 1).sum(1)
+    for some in ends.argsort().split(max(1, SCORED_AT_ONCE // width)):  # of like lengths: less padding
+        longest = int(ends[some[-1]])
+        its_source = model.encoder.reorder_encoder_out(encoded, torch.div(some, candidates, rounding_mode="floor"))
+        decoded = model.decoder(previous[some, :longest], encoder_out=its_source)
+        log_probs = model.get_normalized_probs(decoded, log_probs=True).float()
+        each[some, :longest] = log_probs.gather(2, output[some, :longest].unsqueeze(2)).squeeze(2)
+    return mean_log_probability(each.view(tokens.shape).masked_fill(~mask, 0), mask)
