@@ -468,12 +468,15 @@ def test_variants_are_trained_like_systems():
 
 
 def test_a_training_of_another_seed_or_other_options_is_not_taken_for_this_one(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablate.subprocess, "run", lambda *line, **_: subprocess.CompletedProcess(line, 0))
 
     def trained(*options, train="--lr 1"):
         line = [str(data), "--output", str(tmp_path), "--systems", "scp", "--train", train, *options]
         ablate.main(line)
 
+    monkeypatch.setattr(ablate.subprocess, "run", lambda *line, **_: subprocess.CompletedProcess(line, 1))
+    with pytest.raises(FastDiSSError, match="training of scp failed"):
+        trained(train="--lr wrong")
+    monkeypatch.setattr(ablate.subprocess, "run", lambda *line, **_: subprocess.CompletedProcess(line, 0))
     trained()
     trained()
     trained("--seeds", "2")

@@ -54,8 +54,8 @@ class FastDiSSTask(TranslationTask):
         """Load the dictionaries.
 
         Raises:
-            FastDiSSError: ``--bf16``, ``--left-pad-target``, no such shard, or a data folder, language or dictionary that is missing
-                or damaged.
+            FastDiSSError: ``--bf16``, ``--left-pad-target``, no such shard, or a data folder, language or dictionary
+                that is missing or damaged.
         """
         if cfg.bf16:
             raise FastDiSSError("fairseq's --bf16 is for TPUs; for bfloat16 on a GPU or CPU train with --autocast bf16")
@@ -177,10 +177,10 @@ class FastDiSSTask(TranslationTask):
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         """Decode, sources no further than to --max-source-positions; where fairseq-interactive was asked for steps
         (``--print-step``), which it does not print itself, show the text after each."""
-        sample, limit = dict(sample, net_input=dict(sample["net_input"])), self.cfg.max_source_positions
-        if sample["net_input"]["src_tokens"].size(1) > limit:
-            src_tokens = pad_right(sample["net_input"]["src_tokens"], self.source_dictionary.pad())
-            sample["net_input"]["src_tokens"] = cut(src_tokens, limit)
+        inputs, limit = sample["net_input"], self.cfg.max_source_positions
+        if inputs["src_tokens"].size(1) > limit:
+            src_tokens = cut(pad_right(inputs["src_tokens"], self.source_dictionary.pad()), limit)
+            sample = {**sample, "net_input": {**inputs, "src_tokens": src_tokens}}
         found = super().inference_step(generator, models, sample, prefix_tokens, constraints)
         if generator.decoding.history and "id" not in sample:  # only interactive's batches have no ids
             for candidates in found:

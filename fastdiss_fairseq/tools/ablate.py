@@ -11,7 +11,6 @@ interrupted, and repeats nothing that is finished.
 """
 
 import argparse
-import functools
 import os
 import shlex
 import subprocess
@@ -23,7 +22,7 @@ from typing import Dict, List, NamedTuple, Sequence
 from ..compat import FastDiSSError
 from . import sweep
 from .command import PLUGIN, run_as_command
-from .records import claim, sha256_of_all
+from .records import claim, sha256_of_training
 
 #: What switches a system's parts off.
 SYSTEMS = {
@@ -120,7 +119,10 @@ def train(args, training: Training, number: int) -> Training:
         FastDiSSError: the folder holds another training, or fairseq-train failed.
     """
     training.folder.mkdir(parents=True, exist_ok=True)
-    claim(training.folder / "options.json", settings(args, training))
+    options = training.folder / "options.json"
+    if options.exists() and not (training.checkpoint.exists() or training.finished.exists()):
+        options.unlink()  # of a training that failed before it saved anything
+    claim(options, settings(args, training))
     if training.finished.exists():
         return training
     log = training.folder / "train.log"
@@ -136,12 +138,7 @@ def train(args, training: Training, number: int) -> Training:
 def settings(args, training: Training) -> dict:
     """What a training folder is of."""
     options = [*shlex.split(args.train), *training.options]
-    return {"data_sha256": fingerprint_of_training(args.data), "seed": training.seed, "options": options}
-
-
-@functools.lru_cache(maxsize=None)
-def fingerprint_of_training(data: Path) -> str:
-    return sha256_of_all([*data.glob("train*"), *data.glob("dict.*")])
+    return {"data_sha256": sha256_of_training(args.data), "seed": training.seed, "options": options}
 
 
 def train_all(args, runs: List[Training]) -> None:

@@ -23,7 +23,7 @@ from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 from ..compat import FastDiSSError, device
 from .command import run_as_command
 from .loading import load, weights_of
-from .records import claim, save, sha256, sha256_of_all
+from .records import claim, save, sha256, sha256_of_training
 
 #: Sentences that are decoded and saved together.
 PIECE = 2000
@@ -106,11 +106,8 @@ def open_parts(args) -> Path:
     """
     parts = args.output.with_name(args.output.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    data = sha256_of_all([*args.data.glob("train.*"), *args.data.glob("dict.*")])
-    claim(
-        parts / "settings.json",
-        {"teacher_sha256": sha256(args.path), "beam": args.beam, "piece": PIECE, "data_sha256": data},
-    )
+    teacher, data = sha256(args.path), sha256_of_training(args.data)
+    claim(parts / "settings.json", {"teacher_sha256": teacher, "beam": args.beam, "piece": PIECE, "data_sha256": data})
     return parts
 
 

@@ -1,5 +1,6 @@
 """Result files: lists of flat records in JSON, written whole after each record, read back on resuming."""
 
+import functools
 import hashlib
 import json
 import os
@@ -126,6 +127,12 @@ def sha256(path) -> str:
 def sha256_of_all(paths: Iterable[Path]) -> str:
     """A checksum of files, by name and content, in whatever order they come."""
     return hashlib.sha256("".join(sorted(f"{path.name} {sha256(path)}\n" for path in paths)).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=None)
+def sha256_of_training(data: Path) -> str:
+    """The checksum of a data folder's training set and dictionaries."""
+    return sha256_of_all([*data.glob("train*"), *data.glob("dict.*")])
 
 
 def peak_memory_mb(device: torch.device) -> float:
