@@ -1,7 +1,7 @@
 """FastDiSS for fairseq: few-step continuous diffusion for sequence-to-sequence text.
 
 Importing the package registers the task ``fastdiss``, the architectures ``fastdiss_*`` and ``fsdfm_*`` and the
-criterions ``fastdiss_loss`` and ``fsdfm_loss``; ``--user-dir fastdiss_fairseq`` does it on the command line.
+criterions ``fastdiss_loss`` and ``fsdfm_loss``, and the optimizer ``fused_adam``; ``--user-dir fastdiss_fairseq`` does it on the command line.
 """
 
 import logging
@@ -20,7 +20,7 @@ compat.name_numpy_modules()
 compat.drop_duplicate_parameters()
 compat.name_all_paths(__path__)
 
-from . import criterions, models, tasks  # noqa: E402,F401  (registration)
+from . import criterions, models, optim, tasks  # noqa: E402,F401  (registration)
 from .translator import FastDiSS  # noqa: E402,F401
 
 _root.setLevel(_level)  # a module of fairseq makes the root logger of whoever imports it print everything

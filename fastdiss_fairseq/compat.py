@@ -244,6 +244,17 @@ def no_autocast(device: torch.device):
     return torch.autocast(device.type, enabled=False)
 
 
+@contextlib.contextmanager
+def kept_casts():
+    """Around contexts of autocast: the weights that they cast are kept until its end, not only until theirs."""
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+
+
 _attention = getattr(F, "scaled_dot_product_attention", _attention_by_hand)
 
 

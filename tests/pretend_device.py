@@ -72,8 +72,8 @@ def _reads_mask(name, arguments):
 
 
 def available() -> bool:
-    """Whether this torch can pretend."""
-    return hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+    """Whether this torch can pretend, and there is no GPU: torch would take the pretended one for that."""
+    return not torch.cuda.is_available() and hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 
 
 def register() -> None:

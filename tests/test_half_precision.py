@@ -68,7 +68,8 @@ def overflows(done):
 
 @every_way
 def test_trains_as_in_float32(way, train):
-    half, whole = train(way, *WAYS[way]), train("float32")
+    exact = ["--dropout", 0]  # a GPU draws other units to drop in half precision
+    half, whole = train(way, *WAYS[way], *exact), train("float32", *exact)
     assert not overflows(half) and losses(half) == pytest.approx(losses(whole), rel=0.01)
     assert losses(half) != losses(whole) and set(losses(half)) == set(range(1, 13))
 

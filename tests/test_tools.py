@@ -742,7 +742,7 @@ def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, trans
         "ar",
     ]
     steps = [r for r in records if r["benchmark"] == "step"]
-    assert [(r["batch"], r["path"]) for r in steps] == list(itertools.product((4, "tokens"), ("fast", "reference")))
+    assert [(r["batch"], r["path"]) for r in steps] == list(itertools.product((1, 4, "tokens"), ("fast", "reference")))
     assert all(0 <= r["padding"] < 1 for r in steps)
     assert "| fastdiss, K = 5, 3 candidates, reference path |" in done.stdout
     assert_one_line_error(

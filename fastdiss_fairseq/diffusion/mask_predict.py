@@ -72,7 +72,7 @@ def mask_predict(
             sentences.doubt(index, steps, early_exit)
         if len(sentences.rows):
             sentences.predict(network, noise, scales, sampler.self_conditioning, index + 1 == steps)
-            sentences.latest[sentences.rows] = index
+            sentences.latest.index_fill_(0, sentences.rows, index)
         if watched:
             history.append(Read(sentences.tokens.clone(), sentences.log_probs.clone(), sentences.rows))
     return Prediction(sentences.tokens, sentences.log_probs, sentences.taken, history)

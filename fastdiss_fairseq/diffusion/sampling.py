@@ -59,6 +59,9 @@ class Sampler:
                 f"{self.told_noise_factor:g}; the temperature at least 0, not {self.temperature:g}"
             )
 
+    #: What a step computes is no matter of what the last one found.
+    has_fixed_sizes = True
+
     @property
     def process(self) -> Process:
         """The process that decoding follows: the trained schedule with decoding's noise factor."""
@@ -131,7 +134,8 @@ def sample(
     for index, (t, s) in enumerate(zip(grid, grid[1:])):
         told, scale = sampler.told(t)
         estimate = _evaluate(denoise, z * scale.to(z.dtype), told.to(z.dtype), z_bar, rows, sampler, refine)
-        result[rows], taken[rows] = estimate, index + 1
+        result[rows] = estimate
+        taken.index_fill_(0, rows, index + 1)
         keep = None
         if read is not None:
             before, now = now, _update(now, rows, Read(*read(estimate, rows)))

@@ -44,6 +44,12 @@ class FlowSampler:
         if not 0 <= self.temperature < inf:
             raise ValueError(f"the decoding temperature must be a number of at least 0, not {self.temperature:g}")
 
+    @property
+    def has_fixed_sizes(self) -> bool:
+        """Whether what a step computes is no matter of what the last one found: drawn words are drawn where tokens
+        leave alone."""
+        return self.temperature == 0
+
     def tempered(self, logits: Tensor) -> Tensor:
         """Logits (N, V) at the temperature."""
         if self.temperature == 0:

@@ -96,11 +96,18 @@ class DecodingConfig(FairseqDataclass):
     decoding_compile: bool = option(
         False, "compile the network's step with torch.compile: the first batches take longer, the others less"
     )
+    decoding_cuda_graphs: bool = option(
+        False,
+        "on a GPU: record the kernels of small batches, once for each size, and replay them: the first batch of a size takes "
+        "longer, the others much less (not with --early-exit and histories)",
+    )
     decoding_onnx: bool = option(False, "on a CPU: evaluate the networks with ONNX Runtime, in float32 (FastDiSS only)")
 
 
 #: Options that change a model, so of the task alone: a request has no say in them.
-MODEL_OPTIONS = ("decoding_int8", "decoding_bf16", "decoding_compile", "decoding_onnx")
+MODEL_OPTIONS = ("decoding_int8", "decoding_bf16", "decoding_compile", "decoding_cuda_graphs", "decoding_onnx")
+#: The same, as the tools name them.
+DEPLOYMENTS = tuple(name.replace("decoding_", "") for name in MODEL_OPTIONS)
 
 
 def decoding_defaults() -> dict:

@@ -5,16 +5,16 @@ from torch import Tensor
 
 from ..diffusion.mask_predict import Network, mask_predict
 from ..diffusion.sampling import MASK_PREDICT, sample
-from ..models.base import Source
 from ..models.fastdiss import FastDiSSModel
 from ..modules.places import Places
 from ..modules.rounding import Vocabulary
+from ..modules.target import Memory
 from .candidates import Decoded, Special, last_positions
 from .config import Decoding
 
 
 def decode(
-    model: FastDiSSModel, source: Source, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
+    model: FastDiSSModel, memory: Memory, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
 ) -> Decoded:
     """All candidates; key (S, C) and mask (S, C, T) lay them out."""
     shape, vocabulary = (mask.size(2), model.cfg.latent_dim), Vocabulary.of(model.table(), special)
@@ -22,11 +22,11 @@ def decode(
     numbers = torch.arange(mask[..., 0].numel(), device=mask.device).view(mask.shape[:2])
 
     def denoise(z, t, z_bar, rows):
-        memory, target = source.memory, whole
+        its_memory, target = memory, whole
         if len(rows) < len(mask):
-            memory, target = memory.select(rows), whole.select(numbers[rows].flatten())
+            its_memory, target = memory.select(rows), whole.select(numbers[rows].flatten())
         time = t.flatten(0, 1) if t.dim() else z.new_full((1, 1), float(t))
-        return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, memory).view(z.shape)
+        return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, its_memory).view(z.shape)
 
     def read_at(estimate, rows, where, refine):
         there, how = Places.of(where & mask[rows]), decoding.estimate if refine else "direct"

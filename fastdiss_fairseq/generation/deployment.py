@@ -46,6 +46,8 @@ class Deployment:
             model.to_bfloat16()
         if "decoding_compile" in self.chosen:
             model.compile_step()
+        if "decoding_cuda_graphs" in self.chosen:
+            model.use_cuda_graphs()
         if "decoding_onnx" in self.chosen:
             if not isinstance(model, FastDiSSModel):
                 raise FastDiSSError("--decoding-onnx is for FastDiSS, not for FS-DFM")

@@ -6,16 +6,16 @@ from torch import Tensor
 from ..diffusion.noise import fold
 from ..diffusion.sampling import Read
 from ..flow.sampling import sample
-from ..models.base import Source
 from ..models.fsdfm import FSDFMModel
 from ..modules.places import Places
 from ..modules.rounding import by_pieces
+from ..modules.target import Memory
 from .candidates import Decoded, Special, last_positions
 from .config import Decoding
 
 
 def decode(
-    model: FSDFMModel, source: Source, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
+    model: FSDFMModel, memory: Memory, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
 ) -> Decoded:
     """All candidates; key (S, C) and mask (S, C, T) lay them out."""
     last = last_positions(mask)
@@ -29,7 +29,7 @@ def decode(
 
     def look(x, t):
         time = torch.full_like(told, float(t))
-        states = model.predict(whole(x).flatten(0, 1), time, told, target, source.memory)
+        states = model.predict(whole(x).flatten(0, 1), time, told, target, memory)
         return words_at.take(states.view(*mask.shape, -1))
 
     def on_logits(function, states, *others):

@@ -7,19 +7,12 @@ import torch
 from torch import Tensor
 
 from ..compat import FastDiSSError
-from ..diffusion.noise import fold, sentence_key
-from ..models.base import FewStepModel, Source
-from ..models.fastdiss import FastDiSSModel
-from ..models.fsdfm import FSDFMModel
-from . import continuous, discrete
+from ..models.base import FewStepModel
 from .candidates import Candidates, Special, with_letters
 from .choice import autoregressive_score, mbr, mean_log_probability
 from .config import Decoding, positive
 from .deployment import UNCHANGED, Deployment
-
-
-#: How the models of each family make candidates.
-DECODERS = {FastDiSSModel: continuous.decode, FSDFMModel: discrete.decode}
+from .stages import Stages
 
 
 class FastDiSSGenerator:
@@ -79,24 +72,7 @@ class FastDiSSGenerator:
         """All candidates of a batch of sources (S, L)."""
         model = model.deployed
         self.deployment.prepare(model, self.special)
-        source = model.encode(src_tokens)
-        key, mask, length_log_probs = self._layout(model, src_tokens, source, decoding)
-        family = next(kind for kind in DECODERS if isinstance(model, kind))
-        decoded = DECODERS[family](model, source, key, mask, decoding, self.special)
-        return Candidates.of(decoded, mask, length_log_probs)
-
-    def _layout(self, model, src_tokens: Tensor, source: Source, decoding: Decoding):
-        """Noise keys (S, C), mask (S, C, T) and log-probabilities of the lengths (S, C) of the candidates: lengths x
-        seeds, lengths first."""
-        longest = model.cfg.max_target_positions
-        lengths, log_probs = model.length.top(source.length_logits, source.lengths, decoding.length_beam, longest)
-        lengths = (lengths * decoding.length_factor).round().long().clamp(1, longest)
-        seeds = torch.arange(decoding.noise_beam, device=lengths.device)
-        own = sentence_key(decoding.seed, src_tokens, src_tokens.ne(self.pad))
-        key = fold(own.unsqueeze(1), "candidate", seeds).repeat(1, lengths.size(1))
-        lengths, log_probs = (x.repeat_interleave(decoding.noise_beam, dim=1) for x in (lengths, log_probs))
-        positions = torch.arange(int(lengths.max()), device=lengths.device)
-        return key, positions < lengths.unsqueeze(2), log_probs
+        return Stages(model, decoding, self.special)(src_tokens)
 
     def choose(self, models, src_tokens: Tensor, found: Candidates, choice: str) -> Tensor:
         """Scores (S, C) by which candidates are ordered: logarithms, since fairseq prints in base 2.  One candidate has

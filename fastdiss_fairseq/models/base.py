@@ -15,6 +15,7 @@ from fairseq.models import BaseFairseqModel
 from ..compat import FastDiSSError, bfloat16, compile_calls, int8_linears
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
+from ..modules.graphs import Graphs
 from ..modules.onnx import OnnxRuntime
 from ..modules.length import LengthPredictor
 from ..modules.target import Memory, TargetNetwork
@@ -48,6 +49,7 @@ class FewStepModel(BaseFairseqModel):
         self.num_updates = 0
         self.runtime: Optional[OnnxRuntime] = None  # evaluates the networks in the place of torch
         self.deployment: Optional[object] = None  # how it was changed for decoding
+        self.graphs: Optional[Graphs] = None  # recordings of how it decodes, on a GPU
         checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
         self.register_buffer("dictionary_versions", torch.tensor(checksums))  # fairseq's EMA leaves "version"s alone
         self.embedding = LatentEmbedding(len(target_dictionary), cfg.latent_dim)
@@ -154,6 +156,16 @@ class FewStepModel(BaseFairseqModel):
     def compile_step(self) -> None:
         """Have the network on the target compiled when it is first called, for decoding."""
         compile_calls(self.denoiser)
+
+    def use_cuda_graphs(self) -> None:
+        """Have decoding recorded, and replayed, from now on.
+
+        Raises:
+            FastDiSSError: the model is not on a GPU.
+        """
+        if self.dictionary_versions.device.type != "cuda":
+            raise FastDiSSError("--decoding-cuda-graphs needs a GPU")
+        self.graphs = self.graphs or Graphs()
 
     def encode(self, src_tokens: Tensor) -> Source:
         """Encode (B, S) ids; sources longer than the model's positions are cut."""

@@ -84,12 +84,19 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def of(cls, table: Tensor, never: Sequence[int]) -> "Vocabulary":
-        return cls(table, bar(len(table), never).to(table), torch.stack([table[i] for i in never]))
+        return cls(
+            table,
+            bar(len(table), never, dtype=table.dtype, device=table.device),
+            torch.stack([table[i] for i in never]),
+        )
 
 
-def bar(size: int, never: Sequence[int]) -> Tensor:
-    """(size,): minus infinity at the ids ``never``, 0 at others."""
-    return torch.zeros(size).index_fill_(0, torch.tensor(list(never)), -float("inf"))
+def bar(size: int, never: Sequence[int], **kind) -> Tensor:
+    """(size,): minus infinity at the ids ``never``, 0 at others; made on the device of ``kind``."""
+    found = torch.zeros(size, **kind)
+    for i in never:
+        found[i].fill_(-float("inf"))
+    return found
 
 
 def read_piece(states: Tensor, vocabulary: Vocabulary, mean: bool) -> Reading:

@@ -52,9 +52,9 @@ class Layout(NamedTuple):
 
     @classmethod
     def packed(cls, mask: Tensor) -> "Layout":
-        """Packed, unless there is no padding."""
+        """Packed, unless there is no padding, or sizes are fixed."""
         index, real = Places.of(mask).index, mask.flatten()
-        if len(index) == len(real):
+        if index is None or len(index) == len(real):
             return cls(mask)
         return cls(mask, index, torch.where(real, real.long().cumsum(0) - 1, real.sum()))
 

@@ -6,7 +6,7 @@
 decodes batches of the test set with FastDiSS at several K (also on the reference path), FS-DFM, the autoregressive
 transformer with beams 1 and 5, NAT, CMLM with 4 and 10 iterations and the Levenshtein transformer, as far as
 their checkpoints are given, and takes training steps with each.  All take each batch in turn, so that a
-drift of the machine's speed meets all alike; ratios are medians over batches.  Writes results.json and
+drift of the machine's speed meets all alike; ratios are medians over batches.  Writes results.json, size by size, and
 table.md; absolute times belong to the machine, ratios are what to compare.  ``--parts profile`` says where the time goes:
 the share of each part of decoding (at the --steps and batch sizes given) and of a training step.
 """
@@ -31,9 +31,10 @@ from fairseq.logging import metrics
 from ..compat import FastDiSSError, device
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
 from ..generation.candidates import Special
-from ..generation.config import MODEL_OPTIONS
+from ..generation.config import DEPLOYMENTS
 from ..generation.deployment import Deployment
 from ..models.fsdfm import FSDFMModel
+from ..modules.graphs import Graphs
 from ..modules.reference import ReferenceDenoiser
 from .ablate import SYSTEMS
 from .command import run_as_command
@@ -52,8 +53,8 @@ STOCK = {
     "cmlm, 10 iterations": ("cmlm", {"iter_decode_max_iter": 9, "iter_decode_force_max_iter": True}),
     "levt": ("levt", {"iter_decode_max_iter": 9}),
 }
-#: Options of decoding that change the model, without their "decoding_".
-VARIANTS = [name.replace("decoding_", "") for name in MODEL_OPTIONS]
+#: Of the options that change the model, the ones that get ready for each size of a batch anew.
+SIZE_BY_SIZE = ("compile", "cuda_graphs")
 KEY_FIELDS = ("benchmark", "system", "path", "steps", "candidates", "batch", "metric", "part")
 
 
@@ -65,7 +66,7 @@ class Contender(NamedTuple):
 
     @property
     def name(self) -> str:
-        path = {"reference": ", reference path", **{name: f", {name}" for name in VARIANTS}}.get(
+        path = {"reference": ", reference path", **{name: f", {name}" for name in DEPLOYMENTS}}.get(
             self.fields["path"], ""
         )
         steps = f", K = {self.fields['steps']}" if self.fields["steps"] else ""
@@ -92,7 +93,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--subset", default="test")
     parser.add_argument("--against", default="ar, beam 5", help="the contender that ratios are taken against")
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=[], help="also decode with --decoding-VARIANT"
+        "--variants", nargs="+", choices=DEPLOYMENTS, default=[], help="also decode with --decoding-VARIANT"
     )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     return parser
@@ -180,40 +181,43 @@ def collate(dataset, numbers: Sequence[int], args) -> dict:
     return utils.move_to_cuda(batch) if device(args).type == "cuda" else batch
 
 
-def decoding(args) -> List[dict]:
+def decoding(args) -> Iterator[dict]:
     """Records of the decoding benchmark."""
-    contenders, records = decoders(args), []
+    contenders = decoders(args)
     for size, found in decoding_batches(args).items():
         seconds = in_turn(contenders, found, args)
         sentences = sum(len(batch["id"]) for batch in found)
         for contender, times in zip(contenders, seconds):
             facts = {"benchmark": "decoding", "batch": size, "sentences_per_second": round(sentences / sum(times), 2)}
-            records.append({**record(contender, times, contenders, seconds, args), **facts})
-    return records
+            yield {**record(contender, times, contenders, seconds, args), **facts}
 
 
 # One evaluation of the denoiser
 
 
-def step(args) -> List[dict]:
-    """Records of single evaluations of the network, fast path and reference path, on the largest batches of random
-    sentences and on token batches, whose sentences are of similar lengths."""
+def step(args) -> Iterator[dict]:
+    """Records of single evaluations of the network, fast path, reference path and where it is asked for as a CUDA graph,
+    on the smallest and largest batches of random sentences and on token batches, whose sentences are of similar lengths."""
     model, _, _ = load(args.path, args)
+    slow, graphs = on_reference_path(model), Graphs()
+    ways = {
+        "fast": lambda inputs: evaluate(model, inputs),
+        "reference": lambda inputs: evaluate(slow, inputs),
+        "cuda_graphs": lambda inputs: graphs(id(inputs), lambda *_: (evaluate(model, inputs),), inputs["z"]),
+    }
     contenders = []
-    for path, net in (("fast", model), ("reference", on_reference_path(model))):
+    for path in ("fast", "reference", *(name for name in args.variants if name in ways)):
         facts = {"system": "fastdiss", "path": path, "steps": None, "candidates": 1}
-        contenders.append(Contender(facts, lambda batch, net=net: evaluate(net, batch)))
+        contenders.append(Contender(facts, ways[path]))
     against = Namespace(**{**vars(args), "against": contenders[1].name})
-    batches, records = decoding_batches(args), []
-    for size in (max(args.batch_sizes), "tokens"):
+    batches = decoding_batches(args)
+    for size in (*sorted({min(args.batch_sizes), max(args.batch_sizes)}), "tokens"):
         found = [inputs_of(model, batch) for batch in batches[size]]
         padding = 1 - torch.cat([inputs["mask"].flatten() for inputs in found]).float().mean().item()
         facts = {"benchmark": "step", "batch": size, "padding": round(padding, 3)}
         seconds = in_turn(contenders, found, args)
-        records += [
-            {**record(c, times, contenders, seconds, against), **facts} for c, times in zip(contenders, seconds)
-        ]
-    return records
+        for contender, times in zip(contenders, seconds):
+            yield {**record(contender, times, contenders, seconds, against), **facts}
 
 
 def inputs_of(model, batch: dict) -> dict:
@@ -294,38 +298,34 @@ def training_batches(args) -> List[dict]:
     return [collate(dataset, piece, args) for piece in itertools.islice(itertools.cycle(batches), args.rounds)]
 
 
-def training(args) -> List[dict]:
+def training(args) -> Iterator[dict]:
     """Records of the training benchmark; ratios are against the self-conditioned baseline."""
     contenders, found = trainers(args), training_batches(args)
     seconds = in_turn(contenders, found, args)
     tokens = sum(batch["ntokens"] for batch in found)
     args = Namespace(**{**vars(args), "against": "standard"})
-    records = []
     for contender, times in zip(contenders, seconds):
         facts = {"benchmark": "training", "batch": "tokens", "target_tokens_per_second": round(tokens / sum(times))}
-        records.append({**record(contender, times, contenders, seconds, args), **facts})
-    return records
+        yield {**record(contender, times, contenders, seconds, args), **facts}
 
 
 # Profile
 
 
-def profile(args) -> List[dict]:
+def profile(args) -> Iterator[dict]:
     """Records of what share of decoding and of a training step each part takes."""
     model, _, task = load(args.path, args)
     batches = decoding_batches(args)
-    records = []
     for steps, size in itertools.product(args.steps, batches):
         facts = {"path": "fast", "steps": steps, "candidates": 1, "batch": size}
         run = translator(task, model, Namespace(decoding_steps=steps))
-        records += shares(f"decoding, K = {steps}", run, DECODING, batches[size], facts, args)
+        yield from shares(f"decoding, K = {steps}", run, DECODING, batches[size], facts, args)
     found = training_batches(args)
     for contender in trainers(args):
         if contender.name in SYSTEMS:
             facts = {"path": "fast", "steps": None, "candidates": None, "batch": "tokens"}
             parts = {**TRAINING, "backward": (Adam, "backward"), "optimizer": (Adam, "step")}
-            records += shares(f"training, {contender.name}", contender.run, parts, found, facts, args)
-    return records
+            yield from shares(f"training, {contender.name}", contender.run, parts, found, facts, args)
 
 
 def shares(what: str, run, parts, batches: Sequence[dict], facts: dict, args) -> Iterator[dict]:
@@ -361,7 +361,7 @@ def in_turn(contenders: Sequence[Contender], batches: Sequence[dict], args) -> L
     the first, and what is compiled with all, since some sizes may have it compiled anew."""
     for contender in tqdm(contenders, desc="warming up", unit="contender", leave=False):
         started = clock(args)
-        for batch in batches if contender.fields["path"] == "compile" else batches[:1]:
+        for batch in batches if contender.fields["path"] in SIZE_BY_SIZE else batches[:1]:
             contender.run(batch)
         contender.fields["warm_up_seconds"] = round(clock(args) - started, 3)
     seconds: List[List[float]] = [[] for _ in contenders]

@@ -23,7 +23,7 @@ from fairseq.data import data_utils
 
 from ..compat import FastDiSSError, device
 from ..diffusion.sampling import SELF_CONDITIONING
-from ..generation.config import CHOICES, ESTIMATE_NAMES, REPEATS, SOLVER_NAMES, decoding_defaults
+from ..generation.config import CHOICES, DEPLOYMENTS, ESTIMATE_NAMES, REPEATS, SOLVER_NAMES, decoding_defaults
 from ..generation.generator import check_models
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
@@ -85,6 +85,13 @@ def get_parser() -> argparse.ArgumentParser:
         default=["keep"],
         choices=REPEATS,
         help="words that these say several times in a row: keep (default), or merge to one",
+    )
+    parser.add_argument(
+        "--deployment",
+        nargs="+",
+        default=[],
+        choices=DEPLOYMENTS,
+        help="decode with --decoding-NAME of each; systems are named after it",
     )
     parser.add_argument("--subset", default="test", help="split to decode (default: test)")
     parser.add_argument("--reference", type=Path, required=True, help="raw reference, one sentence a line")
@@ -148,7 +155,8 @@ def load(path: str, args, facts: Dict[str, object]) -> Loaded:
     Raises:
         FastDiSSError: as the common loader, or the checkpoint of another model.
     """
-    models, _, task = load_for(path, args.data, seed=args.seed, eval_bleu=False)
+    changes = {f"decoding_{name}": True for name in args.deployment}
+    models, _, task = load_for(path, args.data, seed=args.seed, eval_bleu=False, **changes)
     check_models(models, "score")
     if args.reranker:
         models += load_reranker(args.reranker, task)
@@ -244,6 +252,7 @@ def common(args) -> Dict[str, object]:
         "reference_sha256": sha256(args.reference),
         "post_process": args.post_process,
         "detokenize": args.detokenize,
+        "deployment": "+".join(args.deployment) or None,
         **circumstances("fastdiss-sweep", device(args)),
     }
 
@@ -282,6 +291,7 @@ def external(spec: str, repeats: str, args) -> tuple:
         **(facts_of(checkpoint.group(1)) if known else {"seed": None, "updates": None}),
         "system": system,
         "steps": steps,
+        "deployment": None,
         "candidates": None,
         "self_conditioning": None,
         "repeats": repeats,
@@ -385,7 +395,7 @@ def identified(args) -> List[Tuple[str, Dict[str, object]]]:
     found, names = [], {}
     for path, name in itertools.zip_longest(map(weights_of, args.path), args.systems or []):
         facts = facts_of(path)
-        facts["system"] = name or facts["system"]
+        facts["system"] = ", ".join([name or facts["system"], *args.deployment])
         other = names.setdefault((facts["system"], facts["seed"]), path)
         if str(other) != str(path):
             raise FastDiSSError(f"{other} and {path} are both {facts['system']}: name them by --systems")

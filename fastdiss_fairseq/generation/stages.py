@@ -1,0 +1,117 @@
+"""The two stages of decoding, between which the host learns how long the candidates will be."""
+
+from typing import NamedTuple, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..compat import kept_casts
+from ..diffusion.noise import fold, sentence_key
+from ..models.base import FewStepModel
+from ..models.fastdiss import FastDiSSModel
+from ..models.fsdfm import FSDFMModel
+from ..modules.graphs import Graphs
+from ..modules.target import Memory
+from ..modules.transformer import KeyValues
+from . import continuous, discrete
+from .candidates import Candidates, Decoded, Special
+from .config import Decoding
+
+#: How the models of each family make candidates.
+DECODERS = {FastDiSSModel: continuous.decode, FSDFMModel: discrete.decode}
+
+#: With CUDA graphs lengths are rounded up to multiples of this.
+BUCKET = 8
+#: Batches of more positions, of the source times the candidates, keep a GPU busy without graphs.
+GRAPHED_POSITIONS = 4096
+
+
+class Begun(NamedTuple):
+    """What the first stage finds: the source's ``memory``, noise keys ``key``, candidate ``lengths`` and their
+    log-probabilities ``length_log_probs``, (S, C) each, lengths x seeds, lengths first."""
+
+    memory: Memory
+    key: Tensor
+    lengths: Tensor
+    length_log_probs: Tensor
+
+    def flat(self) -> Tuple[Tensor, ...]:
+        return (*self[1:], *flat(self.memory))
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "Begun":
+        return cls(unflat(tensors[3:]), *tensors[:3])
+
+
+def flat(memory: Memory) -> Tuple[Tensor, ...]:
+    return (memory.mask, *(part for layer in memory.layers for part in layer))
+
+
+def unflat(tensors: Sequence[Tensor]) -> Memory:
+    mask, *parts = tensors
+    return Memory(tuple(map(KeyValues, parts[::2], parts[1::2])), mask)
+
+
+class Stages:
+    """Decoding with one model and one set of options."""
+
+    def __init__(self, model: FewStepModel, decoding: Decoding, special: Special):
+        self.model, self.decoding, self.special = model, decoding, special
+        self.family = next(decode for kind, decode in DECODERS.items() if isinstance(model, kind))
+
+    def __call__(self, src_tokens: Tensor) -> Candidates:
+        """All candidates of a batch of sources (S, L)."""
+        with kept_casts():
+            if self.model.graphs is not None and self._can_be_recorded(src_tokens):
+                return self._replayed(self.model.graphs, src_tokens)
+            begun = self.begin(src_tokens)
+            mask = upto(begun.lengths, int(begun.lengths.max()))
+            return Candidates.of(self.finish(begun.memory, begun.key, mask), mask, begun.length_log_probs)
+
+    def begin(self, src_tokens: Tensor) -> Begun:
+        """The first stage."""
+        model, decoding = self.model, self.decoding
+        source, longest = model.encode(src_tokens), model.cfg.max_target_positions
+        lengths, log_probs = model.length.top(source.length_logits, source.lengths, decoding.length_beam, longest)
+        lengths = (lengths * decoding.length_factor).round().long().clamp(1, longest)
+        seeds = torch.arange(decoding.noise_beam, device=lengths.device)
+        own = sentence_key(decoding.seed, src_tokens, src_tokens.ne(self.special.pad))
+        key = fold(own.unsqueeze(1), "candidate", seeds).repeat(1, lengths.size(1))
+        return Begun(source.memory, key, *(x.repeat_interleave(len(seeds), dim=1) for x in (lengths, log_probs)))
+
+    def finish(self, memory: Memory, key: Tensor, mask: Tensor) -> Decoded:
+        """The second stage; key (S, C) and mask (S, C, T) lay the candidates out."""
+        return self.family(self.model, memory, key, mask, self.decoding, self.special)
+
+    def _can_be_recorded(self, src_tokens: Tensor) -> bool:
+        """Whether the batch is small, and what is computed does not depend on what comes out."""
+        decoding = self.decoding
+        positions = src_tokens.numel() * decoding.length_beam * decoding.noise_beam
+        fixed = not decoding.early_exit and not decoding.history and decoding.sampler.has_fixed_sizes
+        return fixed and positions <= GRAPHED_POSITIONS
+
+    def _replayed(self, graphs: Graphs, src_tokens: Tensor) -> Candidates:
+        """As :meth:`__call__`, of a batch that is filled up to sizes that may have come before."""
+        sentences, width = src_tokens.shape
+        rows = 1 << (sentences - 1).bit_length()
+        wide = F.pad(src_tokens, (0, round_up(width) - width), value=self.special.pad)
+        filled = F.pad(wide, (0, 0, 0, rows - sentences), value=self.special.eos)
+        name = self.decoding, self.special
+        begun = Begun.of(graphs((*name, "begin"), lambda tokens: self.begin(tokens).flat(), filled))
+        longest = int(begun.lengths[:sentences].max())
+        mask = upto(begun.lengths, round_up(longest))
+        finish = lambda key, mask, *memory: self.finish(unflat(memory), key, mask)[:3]
+        found = graphs((*name, "finish"), finish, begun.key, mask, *flat(begun.memory))
+        tokens, log_probs = (x[:sentences, :, :longest].clone() for x in found[:2])
+        decoded = Decoded(tokens, log_probs, found[2][:sentences].clone(), [])
+        return Candidates.of(decoded, mask[:sentences, :, :longest], begun.length_log_probs[:sentences].clone())
+
+
+def upto(lengths: Tensor, longest: int) -> Tensor:
+    """(..., longest): True at as many positions as ``lengths`` (...) say."""
+    return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def round_up(length: int) -> int:
+    return -(-length // BUCKET) * BUCKET

@@ -1,0 +1,186 @@
+"""Decoding as CUDA graphs.
+
+Without a GPU the recordings are Python's: the same function on the same memory.  What is recorded is computed with fixed
+sizes, and never makes the host wait.
+"""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from helpers import batch, flow_model, model, sentences, task
+from pretend_device import available, register, send, waits
+from test_generator import words
+
+from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.generation.candidates import Special
+from fastdiss_fairseq.generation.stages import Stages, round_up, upto
+from fastdiss_fairseq.modules import graphs
+from fastdiss_fairseq.modules.graphs import Graphs, Recording
+from fastdiss_fairseq.modules.places import Places, fixed_sizes
+
+SOURCES = sentences(24, seed=5)
+GPU = torch.cuda.is_available()
+WAYS = [
+    (model, {}),
+    (model, {"autocast": "bf16"}),
+    (model, {"decoding_solver": "ddim"}),
+    (model, {"decoding_solver": "dpmpp_2m", "decoding_estimate": "direct"}),
+    (model, {"decoding_solver": "renoise", "decoding_self_conditioning": "recompute", "length_beam": 2}),
+    (model, {"decoding_self_conditioning": "recompute", "decoding_estimate": "rounded"}),
+    (model, {"length_beam": 3, "noise_beam": 2, "decoding_choice": "mbr", "decoding_repeats": "merge"}),
+    (flow_model, {}),
+    (flow_model, {"length_beam": 2, "noise_source": "uniform"}),
+]
+
+
+def called(value):
+    """A parameter's name in the name of a test, the same in each process."""
+    return getattr(value, "__name__", str(value))
+
+
+every_way = pytest.mark.parametrize("make, options", WAYS, ids=called)
+
+
+class Pretended:
+    """Records what a function does in Python."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, function, inputs):
+        self.count += 1
+        own = [x.clone() for x in inputs]
+        outputs = [x.clone() for x in function(*own)]
+
+        def replay():
+            with fixed_sizes():
+                for there, here in zip(outputs, function(*own)):
+                    there.copy_(here)
+
+        return Recording(own, outputs, replay)
+
+
+def pair(make, options):
+    """A generator, a model, and the same with recordings."""
+    request = {
+        name: value for name, value in options.items() if name in ("length_beam", "noise_beam") or "deco" in name
+    }
+    shape = {name: value for name, value in options.items() if name not in request}
+    request = Namespace(**{"decoding_steps": 4, "decoding_repeats": "keep", **request})
+    exact, recorded = (make(seed=3, **shape) for _ in range(2))
+    if GPU:
+        exact, recorded = exact.cuda(), recorded.cuda()
+    recorded.graphs = Graphs(None if GPU else Pretended())
+    return task().build_generator([exact], request), exact, recorded
+
+
+def sent(sources):
+    found = batch(sources)
+    if GPU:
+        found["net_input"] = {name: value.cuda() for name, value in found["net_input"].items()}
+    return found
+
+
+@every_way
+def test_recordings_say_the_same(make, options):
+    generator, exact, recorded = pair(make, options)
+    for some in (SOURCES[:3], SOURCES[3:4], SOURCES[4:8], SOURCES[3:6], SOURCES, SOURCES[:3]):
+        one, other = (generator.generate([net], sent(some)) for net in (exact, recorded))
+        scores = [torch.stack([h["score"] for s in found for h in s]) for found in (one, other)]
+        if options.get("autocast"):
+            assert (scores[0] - scores[1]).abs().median() < 0.05
+            continue
+        assert words(one) == words(other)
+        assert torch.allclose(*scores, atol=1e-4)
+        assert [[h["steps"] for h in s] for s in one] == [[h["steps"] for h in s] for s in other]
+
+
+def test_a_recording_serves_all_batches_of_its_size():
+    generator, _, recorded = pair(model, {})
+    recorded.graphs = Graphs(Pretended())
+    small = [source for source in SOURCES if len(source) <= 8]
+    for some in (small[:3], small[1:4], small[:4]):
+        generator.generate([recorded], sent(some))
+    lengths = {round_up(int(h[0]["tokens"].size(0))) for h in generator.generate([recorded], sent(small[:4]))}
+    assert recorded.graphs.record.count == len(recorded.graphs.recordings) <= 2 + len(lengths)
+
+
+def test_other_options_are_other_recordings():
+    _, _, recorded = pair(model, {})
+    for steps in (2, 3, 2):
+        built = task().build_generator([recorded], Namespace(decoding_steps=steps))
+        assert built.generate([recorded], sent(SOURCES[:2]))[0][0]["steps"] == steps
+
+
+@pytest.mark.parametrize("request_", [{"early_exit": True}, {"retain_iter_history": True}], ids=called)
+def test_what_depends_on_results_is_not_recorded(request_):
+    _, _, recorded = pair(model, {})
+    built = task().build_generator([recorded], Namespace(decoding_steps=4, **request_))
+    built.generate([recorded], sent(SOURCES[:2]))
+    assert not recorded.graphs.recordings
+
+
+def test_drawn_words_and_large_batches_are_not_recorded(monkeypatch):
+    _, _, recorded = pair(flow_model, {})
+    task().build_generator([recorded], Namespace(decoding_steps=4, decoding_temperature=1.0)).generate(
+        [recorded], sent(SOURCES[:2])
+    )
+    monkeypatch.setattr("fastdiss_fairseq.generation.stages.GRAPHED_POSITIONS", 30)
+    task().build_generator([recorded], Namespace(decoding_steps=4)).generate([recorded], sent(SOURCES[:9]))
+    assert not recorded.graphs.recordings
+
+
+def test_the_longest_unused_recordings_go(monkeypatch):
+    monkeypatch.setattr(graphs, "KEPT", 2)
+    found = Graphs(Pretended())
+    for width in (1, 2, 1, 3):
+        assert found("sum", lambda x: (x.sum(),), torch.ones(width))[0] == width
+    assert [key[1][0][0] for key in found.recordings] == [1, 3]
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU")
+def test_a_gpu_is_needed():
+    with pytest.raises(FastDiSSError, match="--decoding-cuda-graphs needs a GPU"):
+        net = model()
+        task(decoding_cuda_graphs=True).build_generator([net], Namespace()).generate([net], batch(SOURCES))
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_the_option_on_a_gpu():
+    _, exact, other = pair(model, {})
+    other.graphs = None
+    built = task(decoding_cuda_graphs=True).build_generator([other], Namespace(decoding_steps=3))
+    plain = task().build_generator([exact], Namespace(decoding_steps=3))
+    assert words(built.generate([other], sent(SOURCES))) == words(plain.generate([exact], sent(SOURCES)))
+    assert len(other.graphs.recordings) == 2
+
+
+@pytest.mark.skipif(not available(), reason="needs a torch that takes devices written in Python")
+@every_way
+def test_what_is_recorded_never_waits(make, options):
+    register()
+    generator, _, recorded = pair(make, options)
+    with waits() as counted:
+        recorded.graphs, recorded.cfg.autocast = None, "none"
+        net, tokens = send(recorded.cpu()), send(batch(SOURCES))["net_input"]["src_tokens"]
+        stages = Stages(net, generator.decoding, Special.of(task().target_dictionary))
+        with torch.no_grad(), fixed_sizes():
+            counted.clear()
+            begun = stages.begin(tokens)
+            assert not counted
+            longest = int(begun.lengths.max())
+            counted.clear()
+            stages.finish(begun.memory, begun.key, upto(begun.lengths, longest))
+            assert not counted
+
+
+def test_places_of_fixed_sizes_say_the_same():
+    mask = torch.rand(4, 5, generator=torch.Generator().manual_seed(1)) < 0.4
+    x, other = torch.randn(4, 5, 3), torch.randn(4, 5, 3)
+    there = Places.of(mask)
+    with fixed_sizes():
+        fixed = Places.of(mask)
+    assert fixed.take(x).shape == (20, 3) and len(there.take(x)) == int(mask.sum())
+    assert torch.equal(there.replace(x, there.take(other)), fixed.replace(x, fixed.take(other)))
+    assert torch.equal(there.put(there.take(x), elsewhere=7), fixed.put(fixed.take(x), elsewhere=7))
