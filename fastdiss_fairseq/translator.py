@@ -57,7 +57,7 @@ class FastDiSS:
             reranker: checkpoint of an autoregressive fairseq model with the same dictionaries, for
                 ``decoding_choice="ar"``.
             options: what changes the model, :data:`~.generation.config.MODEL_OPTIONS`: ``decoding_onnx=True``,
-                ``decoding_bf16=True``, ``decoding_int8=True``, ``decoding_compile=True``.
+                ``decoding_bf16=True``, ``decoding_int8=True``, ``decoding_compile=True``, ``decoding_cuda_graphs=True``.
 
         Raises:
             FastDiSSError: no bundle, a file whose checksum is not the bundle's, no such reranker, an unknown option, or no GPU

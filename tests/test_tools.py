@@ -699,6 +699,16 @@ def test_profile_says_where_the_time_goes(data, checkpoint, tmp_path):
     assert "| decoding, K = 2 | denoiser |" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.skipif(torch.__version__ < "2.4", reason="fused on a CPU from torch 2.4 on")
+def test_the_optimizers_are_timed(data, checkpoint, tmp_path):
+    options = ["--parts", "optimizer", "--rounds", 3, "--cpu", "--output", tmp_path]
+    done = tool("benchmark", data, "--path", checkpoint, *options)
+    records = {r["system"]: r for r in json.loads((tmp_path / "results.json").read_text())}
+    assert set(records) == {"adam", "fused_adam"} and {r["against"] for r in records.values()} == {"adam"}
+    assert all(r["value"] > 0 and r["rounds"] == 3 for r in records.values())
+    assert "| fused_adam |" in done.stdout
+
+
 def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, transformer, tmp_path):
     options = [
         "--steps",

@@ -8,7 +8,8 @@ transformer with beams 1 and 5, NAT, CMLM with 4 and 10 iterations and the Leven
 their checkpoints are given, and takes training steps with each.  All take each batch in turn, so that a
 drift of the machine's speed meets all alike; ratios are medians over batches.  Writes results.json, size by size, and
 table.md; absolute times belong to the machine, ratios are what to compare.  ``--parts profile`` says where the time goes:
-the share of each part of decoding (at the --steps and batch sizes given) and of a training step.
+the share of each part of decoding (at the --steps and batch sizes given) and of a training step; ``--parts optimizer`` times
+what follows the backward pass.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from fairseq import utils
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 from fairseq.logging import metrics
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
 from ..compat import FastDiSSError, device
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
@@ -36,6 +38,7 @@ from ..generation.deployment import Deployment
 from ..models.fsdfm import FSDFMModel
 from ..modules.graphs import Graphs
 from ..modules.reference import ReferenceDenoiser
+from ..optim import FusedAdam
 from .ablate import SYSTEMS
 from .command import run_as_command
 from .loading import load as load_for
@@ -309,6 +312,38 @@ def training(args) -> Iterator[dict]:
         yield {**record(contender, times, contenders, seconds, args), **facts}
 
 
+# The optimizer
+
+
+def optimizers(args) -> Iterator[dict]:
+    """Records of what follows the backward pass, with fairseq's Adam and with the fused one: gradients are scaled and
+    clipped, and the weights moved."""
+    contenders = []
+    for name, kind in (("fused_adam", FusedAdam), ("adam", FairseqAdam)):
+        model, _, _ = load(args.path, args)
+        facts = {"system": name, "path": None, "steps": None, "candidates": None}
+        contenders.append(Contender(facts, updater(model, kind)))
+    args = Namespace(**{**vars(args), "against": "adam"})
+    seconds = in_turn(contenders, range(args.rounds), args)
+    for contender, times in zip(contenders, seconds):
+        yield {**record(contender, times, contenders, seconds, args), "benchmark": "optimizer", "batch": None}
+
+
+def updater(model, kind) -> Callable[[object], None]:
+    """An update of all weights with gradients that stay."""
+    cfg = FairseqAdamConfig(lr=[1e-6], adam_betas="(0.9, 0.98)")
+    optimizer = kind(cfg, [p for p in model.parameters() if p.requires_grad])
+    for p in optimizer.params:
+        p.grad = torch.randn_like(p)
+
+    def run(_):
+        optimizer.multiply_grads(0.5)
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+
+    return run
+
+
 # Profile
 
 
@@ -423,7 +458,7 @@ def profile_table(batch, records: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-PARTS = {"decoding": decoding, "step": step, "training": training, "profile": profile}
+PARTS = {"decoding": decoding, "step": step, "training": training, "optimizer": optimizers, "profile": profile}
 
 
 def main(arguments=None):
