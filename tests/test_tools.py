@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,10 @@ def test_commands_are_recorded_without_the_folders_above(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", *given])
     command = circumstances("fastdiss-sweep", torch.device("cpu"))["command"]
     assert command == "fastdiss-sweep runs/a/x.pt --path runs/b.pt --outputs 'ar:1=out put.txt' a=runs/c"
+    given = ["data", "--sweep", f" --reference '{tmp_path}/here/a b.en' --steps 1 --path {tmp_path}/far/x.pt"]
+    monkeypatch.setattr(sys, "argv", ["/bin/fastdiss-ablate", *given])
+    words = shlex.split(circumstances("fastdiss-sweep", torch.device("cpu"))["command"])
+    assert words == ["fastdiss-ablate", "data", "--sweep", " --reference 'a b.en' --steps 1 --path x.pt"]
 
 
 def test_tables_and_plots_of_a_sweep(swept):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -17,6 +18,10 @@ import torch
 from ..compat import FastDiSSError, device
 
 PACKAGES = ("torch", "fairseq", "ve-fairseq", "sacrebleu")
+
+
+#: A path from the root among other words.
+ABSOLUTE = re.compile(r"(?<![^\s='\"])/[^\s'\"]+")
 
 
 class Records:
@@ -104,12 +109,18 @@ def device_name(device: torch.device) -> str:
 
 def circumstances(command: str, device: torch.device) -> Dict[str, object]:
     """What figures depend on, and how this process was called as a line of a shell: paths without the folders above the
-    working directory."""
-    words = [command, *(word if "/" not in word else _short(word) for word in sys.argv[1:])]
+    working directory.  ``command`` is called by others, too (fastdiss-ablate): then that one's name and options."""
+    called = Path(sys.argv[0]).name
+    words = [
+        called if called.startswith("fastdiss-") else command,
+        *(word if "/" not in word else _short(word) for word in sys.argv[1:]),
+    ]
     return {"device": device_name(device), "versions": versions(), "command": shlex.join(words)}
 
 
 def _short(word: str) -> str:
+    if " " in word and word.lstrip().startswith("-"):  # options for another command
+        return ABSOLUTE.sub(lambda path: _short(path.group()), word)
     name, equals, path = word.rpartition("=")
     whole = Path(os.path.abspath(path))
     return name + equals + str(whole.relative_to(Path.cwd()) if Path.cwd() in whole.parents else whole.name)
