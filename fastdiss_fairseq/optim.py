@@ -21,7 +21,6 @@ class FusedAdam(FairseqAdam):
     """
 
     supports_flat_params = True
-    supports_memory_efficient_fp16 = False
 
     def __init__(self, cfg: FairseqAdamConfig, params):
         FairseqOptimizer.__init__(self, cfg)
@@ -31,6 +30,20 @@ class FusedAdam(FairseqAdam):
             self._optimizer = torch.optim.AdamW(params, fused=True, **self.optimizer_config)
         except (RuntimeError, TypeError) as error:
             raise FastDiSSError(f"--optimizer fused_adam needs a newer torch: {error}") from None
+
+    @property
+    def supports_memory_efficient_fp16(self) -> bool:
+        raise FastDiSSError(
+            "--memory-efficient-fp16 is not for --optimizer fused_adam, which computes in the weights' precision"
+        )
+
+    def load_state_dict(self, state_dict, optimizer_overrides=None):
+        """As fairseq's; the state of ``adam`` is taken, too, which fairseq lets through in half precision."""
+        super().load_state_dict(state_dict, optimizer_overrides)
+        for group in self.param_groups:
+            group["fused"] = True
+        for p, state in self.optimizer.state.items():
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float, device=p.device)
 
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn=None) -> Tensor:
         """Scale the gradients to a norm of at most ``max_norm``, where it is above 0; returns the norm before."""

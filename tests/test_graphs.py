@@ -4,7 +4,9 @@ Without a GPU the recordings are Python's: the same function on the same memory.
 sizes, and never makes the host wait.
 """
 
+import copy
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from helpers import batch, flow_model, model, sentences, task
 from pretend_device import available, register, send, waits
 from test_generator import words
 
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.compat import FastDiSSError, bfloat16, kept_casts
 from fastdiss_fairseq.generation.candidates import Special
+from fastdiss_fairseq.generation.config import decoding_defaults
+from fastdiss_fairseq.generation.deployment import Deployment
 from fastdiss_fairseq.generation.stages import Stages, round_up, upto
 from fastdiss_fairseq.modules import graphs
-from fastdiss_fairseq.modules.graphs import Graphs, Recording
+from fastdiss_fairseq.modules.graphs import Graphs, Recorder, Recording
 from fastdiss_fairseq.modules.places import Places, fixed_sizes
 
 SOURCES = sentences(24, seed=5)
@@ -24,6 +28,7 @@ GPU = torch.cuda.is_available()
 WAYS = [
     (model, {}),
     (model, {"autocast": "bf16"}),
+    (model, {"encoder_learned_pos": True, "decoder_learned_pos": True, "decoding_length_factor": 1.6}),
     (model, {"decoding_solver": "ddim"}),
     (model, {"decoding_solver": "dpmpp_2m", "decoding_estimate": "direct"}),
     (model, {"decoding_solver": "renoise", "decoding_self_conditioning": "recompute", "length_beam": 2}),
@@ -50,8 +55,9 @@ class Pretended:
 
     def __call__(self, function, inputs):
         self.count += 1
-        own = [x.clone() for x in inputs]
-        outputs = [x.clone() for x in function(*own)]
+        with torch.inference_mode(False), torch.no_grad():
+            own = [x.clone() for x in inputs]
+            outputs = [x.clone() for x in function(*own)]
 
         def replay():
             with fixed_sizes():
@@ -63,15 +69,13 @@ class Pretended:
 
 def pair(make, options):
     """A generator, a model, and the same with recordings."""
-    request = {
-        name: value for name, value in options.items() if name in ("length_beam", "noise_beam") or "deco" in name
-    }
+    request = {name: value for name, value in options.items() if name in decoding_defaults()}
     shape = {name: value for name, value in options.items() if name not in request}
     request = Namespace(**{"decoding_steps": 4, "decoding_repeats": "keep", **request})
     exact, recorded = (make(seed=3, **shape) for _ in range(2))
     if GPU:
         exact, recorded = exact.cuda(), recorded.cuda()
-    recorded.graphs = Graphs(None if GPU else Pretended())
+    recorded.graphs = Graphs(Recorder if GPU else Pretended)
     return task().build_generator([exact], request), exact, recorded
 
 
@@ -98,7 +102,7 @@ def test_recordings_say_the_same(make, options):
 
 def test_a_recording_serves_all_batches_of_its_size():
     generator, _, recorded = pair(model, {})
-    recorded.graphs = Graphs(Pretended())
+    recorded.graphs = Graphs(Pretended)
     small = [source for source in SOURCES if len(source) <= 8]
     for some in (small[:3], small[1:4], small[:4]):
         generator.generate([recorded], sent(some))
@@ -132,15 +136,74 @@ def test_drawn_words_and_large_batches_are_not_recorded(monkeypatch):
 
 
 def test_the_longest_unused_recordings_go(monkeypatch):
-    monkeypatch.setattr(graphs, "KEPT", 2)
-    found = Graphs(Pretended())
+    monkeypatch.setattr(graphs, "KEPT_BYTES", 30)
+    found = Graphs(Pretended)
     for width in (1, 2, 1, 3):
         assert found("sum", lambda x: (x.sum(),), torch.ones(width))[0] == width
     assert [key[1][0][0] for key in found.recordings] == [1, 3]
+    assert found("sum", lambda x: (x.sum(),), torch.ones(20))[0] == 20 and len(found.recordings) == 1
+
+
+def test_the_first_stage_is_recorded_once_for_all_numbers_of_steps():
+    _, _, recorded = pair(model, {})
+    for steps in (2, 3):
+        task().build_generator([recorded], Namespace(decoding_steps=steps)).generate([recorded], sent(SOURCES[:2]))
+    assert len(recorded.graphs.recordings) == 3
+
+
+def test_threads_take_turns():
+    generator, exact, recorded = pair(model, {})
+    pairs = [sent(SOURCES[i : i + 2]) for i in range(0, 20, 2)]
+    expected = [words(generator.generate([exact], some)) for some in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda some: words(generator.generate([recorded], some)), pairs * 4))
+    assert found == expected * 4
+
+
+def test_what_moves_weights_gives_up_the_recordings():
+    generator, _, recorded = pair(model, {})
+    generator.generate([recorded], sent(SOURCES[:2]))
+    assert recorded.graphs.recordings and not copy.deepcopy(recorded).graphs.recordings
+    Deployment(frozenset({"decoding_bf16"})).prepare(recorded, [0, 1, 2])
+    assert not recorded.graphs.recordings
+    generator.generate([recorded], sent(SOURCES[:2]))
+    assert recorded.graphs.recordings
+
+
+def test_recordings_of_inference_mode_serve_outside():
+    generator, exact, recorded = pair(model, {})
+    with torch.inference_mode():
+        generator.generate([recorded], sent(SOURCES[:2]))
+    for some in (SOURCES[:2], SOURCES[2:4]):
+        assert words(generator.generate([recorded], sent(some))) == words(generator.generate([exact], sent(some)))
+
+
+def test_casts_are_kept_until_the_end():
+    device, layer = torch.device("cuda" if GPU else "cpu"), torch.nn.Linear(3, 3)
+    layer, x = layer.to(device), torch.ones(1, 3, device=device)
+
+    def through():
+        with torch.no_grad(), bfloat16(device):
+            return layer(x).float()
+
+    with kept_casts():
+        first = through()
+        with torch.no_grad():
+            layer.weight.add_(100)
+        assert torch.equal(through(), first)  # by the weights cast before
+    assert not torch.equal(through(), first)
+    with pytest.raises(ValueError), kept_casts():
+        through()
+        raise ValueError
+    with torch.no_grad():
+        layer.weight.sub_(100)
+    assert torch.allclose(through(), first, atol=1e-2)
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")
 def test_a_gpu_is_needed():
+    with pytest.raises(FastDiSSError, match="CUDA graphs need a GPU"):
+        Graphs(Recorder)("sum", lambda x: (x.sum(),), torch.ones(2))
     with pytest.raises(FastDiSSError, match="--decoding-cuda-graphs needs a GPU"):
         net = model()
         task(decoding_cuda_graphs=True).build_generator([net], Namespace()).generate([net], batch(SOURCES))
@@ -152,7 +215,10 @@ def test_the_option_on_a_gpu():
     other.graphs = None
     built = task(decoding_cuda_graphs=True).build_generator([other], Namespace(decoding_steps=3))
     plain = task().build_generator([exact], Namespace(decoding_steps=3))
-    assert words(built.generate([other], sent(SOURCES))) == words(plain.generate([exact], sent(SOURCES)))
+    for some in (SOURCES, SOURCES[::-1], SOURCES[:20], SOURCES):
+        assert words(built.generate([other], sent(some))) == words(plain.generate([exact], sent(some)))
+        junk = [torch.full((2**20,), float("nan"), device="cuda") for _ in range(20)]  # whatever was freed
+        del junk
     assert len(other.graphs.recordings) == 2
 
 

@@ -15,6 +15,7 @@ from test_exactness import load
 pytestmark = pytest.mark.torch_2
 
 GPU = torch.cuda.is_available()
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 4)
 WAYS = {"fp16": ["--fp16"], "memory-efficient": ["--memory-efficient-fp16"], "amp": ["--amp"]}
 every_way = pytest.mark.parametrize("way", list(WAYS))
 #: Gradients times this are no float16, times fairseq's default, 128, they are.
@@ -72,6 +73,26 @@ def test_trains_as_in_float32(way, train):
     half, whole = train(way, *WAYS[way], *exact), train("float32", *exact)
     assert not overflows(half) and losses(half) == pytest.approx(losses(whole), rel=0.01)
     assert losses(half) != losses(whole) and set(losses(half)) == set(range(1, 13))
+
+
+@pytest.mark.skipif(OLD, reason="fused on a CPU from torch 2.4 on")
+@pytest.mark.parametrize("way", ["fp16", "amp"])
+def test_the_fused_adam_trains_alike_and_takes_the_others_state(way, train, tmp_path):
+    options = [*WAYS[way], "--dropout", 0, "--mans-start", 2]
+    whole = losses(train("adam", *options))
+    assert losses(train("fused", *options, "--optimizer", "fused_adam")) == pytest.approx(whole, rel=0.01)
+    train("parts", *options, "--max-update", 6)
+    later = losses(train("parts", *options, "--optimizer", "fused_adam"))
+    assert later == pytest.approx({update: whole[update] for update in range(7, 13)}, rel=0.01)
+    state = load(tmp_path / "parts/checkpoint_last.pt")["last_optimizer_state"]
+    assert all(group["fused"] for group in state["param_groups"])
+
+
+def test_the_fused_adam_is_not_memory_efficient(train):
+    done = train("half", "--memory-efficient-fp16", "--optimizer", "fused_adam", "--max-update", 1)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(
+        "fastdiss: error: --memory-efficient"
+    )
 
 
 @every_way

@@ -224,6 +224,16 @@ def test_tables_and_plots_of_a_sweep(swept):
         assert (folder / name).stat().st_size > 1000
 
 
+def test_a_sweep_of_a_changed_model(data, text, checkpoint, tmp_path):
+    options = ["--reference", text / "test.tgt", "--steps", 1, 2, "--cpu", "--deployment", "bf16", "--output", tmp_path]
+    tool("sweep", data, "--path", checkpoint, "--systems", "a", *options)
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert [(r["system"], r["deployment"], r["steps"]) for r in records] == [
+        ("a, bf16", "bf16", 1),
+        ("a, bf16", "bf16", 2),
+    ]
+
+
 def test_a_sweep_goes_on_where_it_stopped(swept):
     """Of the cells on file none is decoded again; the one that is missing is, and one of another checkpoint."""
     folder, arguments, _ = swept

@@ -108,6 +108,8 @@ class DecodingConfig(FairseqDataclass):
 MODEL_OPTIONS = ("decoding_int8", "decoding_bf16", "decoding_compile", "decoding_cuda_graphs", "decoding_onnx")
 #: The same, as the tools name them.
 DEPLOYMENTS = tuple(name.replace("decoding_", "") for name in MODEL_OPTIONS)
+#: Of these, the ones that get ready for each size of a batch anew.
+SIZE_BY_SIZE = ("compile", "cuda_graphs")
 
 
 def decoding_defaults() -> dict:

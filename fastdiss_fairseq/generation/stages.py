@@ -64,7 +64,8 @@ class Stages:
         """All candidates of a batch of sources (S, L)."""
         with kept_casts():
             if self.model.graphs is not None and self._can_be_recorded(src_tokens):
-                return self._replayed(self.model.graphs, src_tokens)
+                with self.model.graphs.lock:
+                    return self._replayed(self.model.graphs, src_tokens)
             begun = self.begin(src_tokens)
             mask = upto(begun.lengths, int(begun.lengths.max()))
             return Candidates.of(self.finish(begun.memory, begun.key, mask), mask, begun.length_log_probs)
@@ -78,7 +79,8 @@ class Stages:
         seeds = torch.arange(decoding.noise_beam, device=lengths.device)
         own = sentence_key(decoding.seed, src_tokens, src_tokens.ne(self.special.pad))
         key = fold(own.unsqueeze(1), "candidate", seeds).repeat(1, lengths.size(1))
-        return Begun(source.memory, key, *(x.repeat_interleave(len(seeds), dim=1) for x in (lengths, log_probs)))
+        of_seeds = lambda x: x.unsqueeze(2).expand(-1, -1, len(seeds)).flatten(1)
+        return Begun(source.memory, key, of_seeds(lengths), of_seeds(log_probs))
 
     def finish(self, memory: Memory, key: Tensor, mask: Tensor) -> Decoded:
         """The second stage; key (S, C) and mask (S, C, T) lay the candidates out."""
@@ -91,18 +93,22 @@ class Stages:
         fixed = not decoding.early_exit and not decoding.history and decoding.sampler.has_fixed_sizes
         return fixed and positions <= GRAPHED_POSITIONS
 
+    def _read_by_begin(self) -> tuple:
+        """The options that the first stage depends on."""
+        decoding = self.decoding
+        return decoding.length_beam, decoding.noise_beam, decoding.length_factor, decoding.seed, self.special.pad
+
     def _replayed(self, graphs: Graphs, src_tokens: Tensor) -> Candidates:
         """As :meth:`__call__`, of a batch that is filled up to sizes that may have come before."""
         sentences, width = src_tokens.shape
         rows = 1 << (sentences - 1).bit_length()
         wide = F.pad(src_tokens, (0, round_up(width) - width), value=self.special.pad)
         filled = F.pad(wide, (0, 0, 0, rows - sentences), value=self.special.eos)
-        name = self.decoding, self.special
-        begun = Begun.of(graphs((*name, "begin"), lambda tokens: self.begin(tokens).flat(), filled))
+        begun = Begun.of(graphs(self._read_by_begin(), lambda tokens: self.begin(tokens).flat(), filled))
         longest = int(begun.lengths[:sentences].max())
         mask = upto(begun.lengths, round_up(longest))
         finish = lambda key, mask, *memory: self.finish(unflat(memory), key, mask)[:3]
-        found = graphs((*name, "finish"), finish, begun.key, mask, *flat(begun.memory))
+        found = graphs((self.decoding, self.special), finish, begun.key, mask, *flat(begun.memory))
         tokens, log_probs = (x[:sentences, :, :longest].clone() for x in found[:2])
         decoded = Decoded(tokens, log_probs, found[2][:sentences].clone(), [])
         return Candidates.of(decoded, mask[:sentences, :, :longest], begun.length_log_probs[:sentences].clone())

@@ -15,7 +15,7 @@ from fairseq.models import BaseFairseqModel
 from ..compat import FastDiSSError, bfloat16, compile_calls, int8_linears
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
-from ..modules.graphs import Graphs
+from ..modules.graphs import Graphs, Recorder
 from ..modules.onnx import OnnxRuntime
 from ..modules.length import LengthPredictor
 from ..modules.target import Memory, TargetNetwork
@@ -165,7 +165,13 @@ class FewStepModel(BaseFairseqModel):
         """
         if self.dictionary_versions.device.type != "cuda":
             raise FastDiSSError("--decoding-cuda-graphs needs a GPU")
-        self.graphs = self.graphs or Graphs()
+        self.graphs = self.graphs or Graphs(Recorder)
+
+    def _apply(self, *arguments, **options):
+        """Called by torch where weights are moved or converted: recordings read them where they were."""
+        found = super()._apply(*arguments, **options)
+        self.graphs = self.graphs and self.graphs.anew()
+        return found
 
     def encode(self, src_tokens: Tensor) -> Source:
         """Encode (B, S) ids; sources longer than the model's positions are cut."""

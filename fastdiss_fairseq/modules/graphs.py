@@ -5,16 +5,18 @@ as a whole.  Its kernels are those of one call, on the same memory, so it serves
 there, and everything else that the function reads must stay where it is.
 """
 
+import threading
 from collections import OrderedDict
-from typing import Callable, Hashable, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Hashable, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from ..compat import FastDiSSError
 from .places import fixed_sizes
 
-#: Recordings that are kept, the last used.
-KEPT = 128
+#: Bytes of inputs and outputs beyond which recordings are given up, the longest unused first.
+KEPT_BYTES = 2**29
 Function = Callable[..., Tuple[Tensor, ...]]
 
 
@@ -25,17 +27,30 @@ class Recording(NamedTuple):
     outputs: Sequence[Tensor]
     replay: Callable[[], None]
 
+    @property
+    def bytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in (*self.inputs, *self.outputs))
+
 
 class Graphs:
-    """Recordings of functions for the shapes that they were called with.
+    """Recordings of functions for the shapes that they were called with; copies begin without any.
 
     Args:
-        record: makes a :class:`Recording` of a function and example inputs.
+        recorder: makes what makes a :class:`Recording` of a function and example inputs.
+
+    Whoever uses results holds the ``lock``, from the call until they are copied or no longer needed.
     """
 
-    def __init__(self, record: Optional[Callable[[Function, Sequence[Tensor]], Recording]] = None):
-        self.record = record or Recorder()
+    def __init__(self, recorder: Callable[[], Callable[[Function, Sequence[Tensor]], Recording]]):
+        self.recorder, self.record, self.lock = recorder, recorder(), threading.RLock()
         self.recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+
+    def __reduce__(self):
+        return Graphs, (self.recorder,)
+
+    def anew(self) -> "Graphs":
+        """The same without recordings, for when what the functions read has moved."""
+        return Graphs(self.recorder)
 
     def __call__(self, name: Hashable, function: Function, *inputs: Tensor) -> Sequence[Tensor]:
         """``function(*inputs)``, which is computed without regard to what sizes could depend on the inputs'
@@ -45,35 +60,45 @@ class Graphs:
             name: equal for functions that do the same.
         """
         key = name, tuple(x.shape for x in inputs)
-        if key not in self.recordings:
-            with fixed_sizes():
-                self.recordings[key] = self.record(function, inputs)
-            while len(self.recordings) > KEPT:
-                self.recordings.popitem(last=False)
-        self.recordings.move_to_end(key)
-        found = self.recordings[key]
-        for there, here in zip(found.inputs, inputs):
-            there.copy_(here)
-        found.replay()
-        return found.outputs
+        with self.lock:
+            if key not in self.recordings:
+                with fixed_sizes():
+                    self.recordings[key] = self.record(function, inputs)
+                self._forget()
+            self.recordings.move_to_end(key)
+            found = self.recordings[key]
+            for there, here in zip(found.inputs, inputs):
+                there.copy_(here)
+            found.replay()
+            return found.outputs
+
+    def _forget(self) -> None:
+        """Give up recordings, but never the last one: the others' memory belongs to it, too."""
+        held = sum(recording.bytes for recording in self.recordings.values())
+        while held > KEPT_BYTES and len(self.recordings) > 1:
+            held -= self.recordings.popitem(last=False)[1].bytes
 
 
 class Recorder:
-    """Records on the current GPU; all recordings share the memory of what they compute on the way."""
+    """Records on the GPU that the inputs are on; all recordings share the memory of what they compute on the way."""
 
     def __init__(self):
-        self.pool = None
+        self.pool = self.stream = None
 
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Recording:
-        graph, own = torch.cuda.CUDAGraph(), [x.clone() for x in inputs]
-        with torch.cuda.device(own[0].device):
-            before, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-            aside.wait_stream(before)
-            with torch.cuda.stream(aside):
+        device = inputs[0].device
+        if device.type != "cuda":
+            raise FastDiSSError("CUDA graphs need a GPU")
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(device):
+            own, before = [x.clone() for x in inputs], torch.cuda.current_stream()
+            self.stream = self.stream or torch.cuda.Stream()
+            self.stream.wait_stream(before)
+            with torch.cuda.stream(self.stream):
                 function(*own)  # libraries make themselves ready, which cannot be recorded
-            before.wait_stream(aside)
+            before.wait_stream(self.stream)
             torch.clear_autocast_cache()  # its weights are not the graph's
-            with torch.cuda.graph(graph, pool=self.pool):
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 outputs = function(*own)
             torch.clear_autocast_cache()  # nor are the graph's, which have no values yet, anyone else's
             self.pool = self.pool or graph.pool()

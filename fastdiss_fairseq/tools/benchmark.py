@@ -13,7 +13,9 @@ what follows the backward pass.
 """
 
 import argparse
+import contextlib
 import copy
+import functools
 import itertools
 import random
 import statistics
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fairseq import utils
@@ -33,10 +36,11 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from ..compat import FastDiSSError, device
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
 from ..generation.candidates import Special
-from ..generation.config import DEPLOYMENTS
+from ..generation.config import DEPLOYMENTS, SIZE_BY_SIZE
 from ..generation.deployment import Deployment
 from ..models.fsdfm import FSDFMModel
-from ..modules.graphs import Graphs
+from ..modules.graphs import Graphs, Recorder
+from ..modules.places import fixed_sizes
 from ..modules.reference import ReferenceDenoiser
 from ..optim import FusedAdam
 from .ablate import SYSTEMS
@@ -56,8 +60,6 @@ STOCK = {
     "cmlm, 10 iterations": ("cmlm", {"iter_decode_max_iter": 9, "iter_decode_force_max_iter": True}),
     "levt": ("levt", {"iter_decode_max_iter": 9}),
 }
-#: Of the options that change the model, the ones that get ready for each size of a batch anew.
-SIZE_BY_SIZE = ("compile", "cuda_graphs")
 KEY_FIELDS = ("benchmark", "system", "path", "steps", "candidates", "batch", "metric", "part")
 
 
@@ -202,20 +204,20 @@ def step(args) -> Iterator[dict]:
     """Records of single evaluations of the network, fast path, reference path and where it is asked for as a CUDA graph,
     on the smallest and largest batches of random sentences and on token batches, whose sentences are of similar lengths."""
     model, _, _ = load(args.path, args)
-    slow, graphs = on_reference_path(model), Graphs()
-    ways = {
-        "fast": lambda inputs: evaluate(model, inputs),
-        "reference": lambda inputs: evaluate(slow, inputs),
-        "cuda_graphs": lambda inputs: graphs(id(inputs), lambda *_: (evaluate(model, inputs),), inputs["z"]),
-    }
+    nets = {"fast": model, "reference": on_reference_path(model)}
+    if "cuda_graphs" in args.variants:
+        nets["cuda_graphs"] = model
+    ways = {path: functools.partial(evaluate, net, path) for path, net in nets.items()}
+    if "cuda_graphs" in ways:
+        ways["cuda_graphs"] = recorded(ways["cuda_graphs"])
     contenders = []
-    for path in ("fast", "reference", *(name for name in args.variants if name in ways)):
+    for path, run in ways.items():
         facts = {"system": "fastdiss", "path": path, "steps": None, "candidates": 1}
-        contenders.append(Contender(facts, ways[path]))
+        contenders.append(Contender(facts, run))
     against = Namespace(**{**vars(args), "against": contenders[1].name})
     batches = decoding_batches(args)
     for size in (*sorted({min(args.batch_sizes), max(args.batch_sizes)}), "tokens"):
-        found = [inputs_of(model, batch) for batch in batches[size]]
+        found = [inputs_of(model, nets, batch) for batch in batches[size]]
         padding = 1 - torch.cat([inputs["mask"].flatten() for inputs in found]).float().mean().item()
         facts = {"benchmark": "step", "batch": size, "padding": round(padding, 3)}
         seconds = in_turn(contenders, found, args)
@@ -223,30 +225,36 @@ def step(args) -> Iterator[dict]:
             yield {**record(contender, times, contenders, seconds, against), **facts}
 
 
-def inputs_of(model, batch: dict) -> dict:
-    """Inputs of one evaluation, with as many target positions as the reference has."""
+@torch.no_grad()
+def inputs_of(model, nets: dict, batch: dict) -> dict:
+    """Inputs of one evaluation, with as many target positions as the reference has, and what each of ``nets`` computes
+    once for all steps."""
     tokens, mask = batch["net_input"]["src_tokens"], batch["target"].ne(model.padding_idx)
     z, z_bar = torch.randn(2, *mask.shape, model.cfg.latent_dim, device=mask.device)
-    with torch.no_grad():
-        states = model.encoder(tokens, tokens.ne(model.padding_idx))
-    return {
-        "states": states,
-        "source_mask": tokens.ne(model.padding_idx),
-        "mask": mask,
-        "z": z,
-        "z_bar": z_bar,
-        "cache": {},
-    }
+    source_mask = tokens.ne(model.padding_idx)
+    states, constant = model.encoder(tokens, source_mask), {}
+    for path, net in nets.items():
+        with fixed_sizes() if path == "cuda_graphs" else contextlib.nullcontext():
+            constant[path] = net.denoiser.target(mask), net.denoiser.memory(states, source_mask)
+    return {"mask": mask, "z": z, "z_bar": z_bar, "constant": constant}
 
 
 @torch.no_grad()
-def evaluate(net, inputs: dict):
-    """One evaluation; what is constant over the steps is made by the first call, the warm-up."""
-    if id(net) not in inputs["cache"]:
-        memory = net.denoiser.memory(inputs["states"], inputs["source_mask"])
-        inputs["cache"][id(net)] = net.denoiser.target(inputs["mask"]), memory
+def evaluate(net, path: str, inputs: dict):
+    """One evaluation."""
     t = torch.full((1, 1), 0.5, device=inputs["z"].device)
-    return net.denoise(inputs["z"], t, inputs["z_bar"], *inputs["cache"][id(net)])
+    return net.denoise(inputs["z"], t, inputs["z_bar"], *inputs["constant"][path])
+
+
+def recorded(run: Callable[[dict], Tensor]) -> Callable[[dict], object]:
+    """``run``, recorded for each batch."""
+    graphs, names = Graphs(Recorder), itertools.count()
+
+    def replay(inputs):
+        name = inputs.setdefault("name", next(names))
+        return graphs(name, lambda z: (run({**inputs, "z": z}),), inputs["z"])
+
+    return replay
 
 
 # Training

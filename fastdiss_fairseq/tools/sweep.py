@@ -23,7 +23,15 @@ from fairseq.data import data_utils
 
 from ..compat import FastDiSSError, device
 from ..diffusion.sampling import SELF_CONDITIONING
-from ..generation.config import CHOICES, DEPLOYMENTS, ESTIMATE_NAMES, REPEATS, SOLVER_NAMES, decoding_defaults
+from ..generation.config import (
+    CHOICES,
+    DEPLOYMENTS,
+    ESTIMATE_NAMES,
+    REPEATS,
+    SIZE_BY_SIZE,
+    SOLVER_NAMES,
+    decoding_defaults,
+)
 from ..generation.generator import check_models
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
@@ -214,7 +222,8 @@ def decode(loaded: Loaded, found: List[dict], cell: Dict[str, object], args, pro
     task, models, generator = loaded.task, loaded.models_for(cell), generator_for(loaded, cell)
     dictionary, strip = task.target_dictionary, generator.symbols_to_strip_from_output
     lines, evaluations = {}, 0
-    generator.generate(models, found[0])  # warm-up, not timed
+    for batch in found if set(SIZE_BY_SIZE) & set(args.deployment) else found[:1]:
+        generator.generate(models, batch)  # warm-up, not timed
     started = clock(args)
     for batch in found:
         for number, hypotheses in zip(batch["id"].tolist(), generator.generate(models, batch)):
