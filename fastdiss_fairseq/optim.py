@@ -9,6 +9,17 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from .compat import FastDiSSError
 
 
+class FusedAdamW(torch.optim.AdamW):
+    """Takes the state of fairseq's Adam, too, which fairseq lets through in half precision."""
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["fused"] = True
+        for p, state in self.state.items():
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float, device=p.device)
+
+
 @register_optimizer("fused_adam", dataclass=FairseqAdamConfig)
 class FusedAdam(FairseqAdam):
     """torch's AdamW, all parameters together; its options are those of ``--optimizer adam``.
@@ -27,7 +38,7 @@ class FusedAdam(FairseqAdam):
         if cfg.fp16_adam_stats:
             raise FastDiSSError("--fp16-adam-stats is not for --optimizer fused_adam")
         try:
-            self._optimizer = torch.optim.AdamW(params, fused=True, **self.optimizer_config)
+            self._optimizer = FusedAdamW(params, fused=True, **self.optimizer_config)
         except (RuntimeError, TypeError) as error:
             raise FastDiSSError(f"--optimizer fused_adam needs a newer torch: {error}") from None
 
@@ -36,14 +47,6 @@ class FusedAdam(FairseqAdam):
         raise FastDiSSError(
             "--memory-efficient-fp16 is not for --optimizer fused_adam, which computes in the weights' precision"
         )
-
-    def load_state_dict(self, state_dict, optimizer_overrides=None):
-        """As fairseq's; the state of ``adam`` is taken, too, which fairseq lets through in half precision."""
-        super().load_state_dict(state_dict, optimizer_overrides)
-        for group in self.param_groups:
-            group["fused"] = True
-        for p, state in self.optimizer.state.items():
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float, device=p.device)
 
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn=None) -> Tensor:
         """Scale the gradients to a norm of at most ``max_norm``, where it is above 0; returns the norm before."""

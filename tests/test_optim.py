@@ -51,7 +51,7 @@ def test_a_torch_without_it(monkeypatch):
     def refuse(*arguments, **options):
         raise RuntimeError("`fused=True` requires all the params to be floating point Tensors of supported devices")
 
-    monkeypatch.setattr(torch.optim, "AdamW", refuse)
+    monkeypatch.setattr("fastdiss_fairseq.optim.FusedAdamW", refuse)
     with pytest.raises(FastDiSSError, match="newer torch"):
         FusedAdam(OPTIONS, torch.nn.Linear(2, 2).parameters())
 
