@@ -217,6 +217,19 @@ def test_a_compiled_network_says_the_same():
     assert "_orig_mod" not in "".join(net.state_dict())
 
 
+@pytest.mark.parametrize("options", [{}, {"length_beam": 3, "early_exit": True}, {"decoding_solver": "ddim"}], ids=str)
+def test_large_batches_are_decoded_in_pieces(options, monkeypatch):
+    calls, denoise = [], NET.denoiser.forward
+    monkeypatch.setattr(NET.denoiser, "forward", lambda *inputs: calls.append(1) or denoise(*inputs))
+    at_once, number = generate(MANY, **options), len(calls)
+    monkeypatch.setattr("fastdiss_fairseq.generation.stages.POSITIONS_AT_ONCE", 100)
+    pieces = generate(MANY, **options)
+    assert words(pieces) == words(at_once) and len(calls) > 5 * number
+    assert [[h["steps"] for h in sentence] for sentence in pieces] == [[h["steps"] for h in s] for s in at_once]
+    history = generate(MANY, retain_iter_history=True, **options)
+    assert words(history) == words(at_once)
+
+
 def test_what_changes_the_model_is_no_option_of_a_request():
     with pytest.raises(FastDiSSError, match="unknown generation option: decoding_int8"):
         task().build_generator([NET], Namespace(decoding_int8=True))

@@ -5,7 +5,8 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import train
+from commands import in_process
+from conftest import MODEL, TRAINING
 from fairseq.optim.adam import FairseqAdam
 from test_exactness import differences, load
 
@@ -57,20 +58,24 @@ def test_a_torch_without_it(monkeypatch):
 
 
 def test_a_training_goes_on_exactly(data, tmp_path):
-    fused = [
-        "--optimizer",
-        "fused_adam",
-        "--save-interval-updates",
-        4,
-        "--keep-interval-updates",
-        2,
-        "--disable-validation",
-        "--no-mans",
-    ]
-    train(data, tmp_path / "whole", *fused, "--max-update", 8)
-    train(data, tmp_path / "halves", *fused, "--max-update", 4)
-    train(data, tmp_path / "halves", *fused, "--max-update", 8)
-    whole, halves = (load(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "halves"))
+    def train(folder, updates):
+        line = ["train", data, "--task", "fastdiss", *MODEL, "--criterion", "fastdiss_loss", *TRAINING, "--no-mans"]
+        line += [
+            "--optimizer",
+            "fused_adam",
+            "--max-update",
+            updates,
+            "--save-dir",
+            tmp_path / folder,
+            "--disable-validation",
+        ]
+        done = in_process(line)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return load(tmp_path / folder / "checkpoint_last.pt")
+
+    whole = train("whole", 8)
+    train("halves", 4)
+    halves = train("halves", 8)
     assert whole["last_optimizer_state"]["param_groups"][0]["fused"]
     assert not differences(whole["model"], halves["model"])
     assert not differences(whole["last_optimizer_state"]["state"], halves["last_optimizer_state"]["state"])

@@ -25,6 +25,8 @@ DECODERS = {FastDiSSModel: continuous.decode, FSDFMModel: discrete.decode}
 BUCKET = 8
 #: Batches of more positions, of the source times the candidates, keep a GPU busy without graphs.
 GRAPHED_POSITIONS = 4096
+#: Positions, of all candidates, that a CPU decodes together.
+POSITIONS_AT_ONCE = 8192
 
 
 class Begun(NamedTuple):
@@ -68,7 +70,7 @@ class Stages:
                     return self._replayed(self.model.graphs, src_tokens)
             begun = self.begin(src_tokens)
             mask = upto(begun.lengths, int(begun.lengths.max()))
-            return Candidates.of(self.finish(begun.memory, begun.key, mask), mask, begun.length_log_probs)
+            return Candidates.of(self._in_pieces(begun, mask), mask, begun.length_log_probs)
 
     def begin(self, src_tokens: Tensor) -> Begun:
         """The first stage."""
@@ -85,6 +87,19 @@ class Stages:
     def finish(self, memory: Memory, key: Tensor, mask: Tensor) -> Decoded:
         """The second stage; key (S, C) and mask (S, C, T) lay the candidates out."""
         return self.family(self.model, memory, key, mask, self.decoding, self.special)
+
+    def _in_pieces(self, begun: Begun, mask: Tensor) -> Decoded:
+        """The second stage of a few sentences at a time on a CPU, whose caches large batches overflow."""
+        at_once = max(1, POSITIONS_AT_ONCE // mask[0].numel())
+        if mask.device.type != "cpu" or self.decoding.history or len(mask) <= at_once:
+            return self.finish(begun.memory, begun.key, mask)
+        pieces = []
+        for rows in torch.arange(len(mask)).split(at_once):
+            longest = int(begun.lengths[rows].max())
+            found = self.finish(begun.memory.select(rows), begun.key[rows], mask[rows, :, :longest])
+            pieces.append([F.pad(x, (0, mask.size(2) - longest)) for x in found[:2]] + [found.steps])
+        tokens, log_probs, steps = map(torch.cat, zip(*pieces))
+        return Decoded(tokens, log_probs, steps, [])
 
     def _can_be_recorded(self, src_tokens: Tensor) -> bool:
         """Whether the batch is small, and what is computed does not depend on what comes out."""
