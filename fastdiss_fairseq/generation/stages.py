@@ -13,7 +13,6 @@ from ..models.fastdiss import FastDiSSModel
 from ..models.fsdfm import FSDFMModel
 from ..modules.graphs import Graphs
 from ..modules.target import Memory
-from ..modules.transformer import KeyValues
 from . import continuous, discrete
 from .candidates import Candidates, Decoded, Special
 from .config import Decoding
@@ -39,20 +38,11 @@ class Begun(NamedTuple):
     length_log_probs: Tensor
 
     def flat(self) -> Tuple[Tensor, ...]:
-        return (*self[1:], *flat(self.memory))
+        return (*self[1:], *self.memory.flat())
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> "Begun":
-        return cls(unflat(tensors[3:]), *tensors[:3])
-
-
-def flat(memory: Memory) -> Tuple[Tensor, ...]:
-    return (memory.mask, *(part for layer in memory.layers for part in layer))
-
-
-def unflat(tensors: Sequence[Tensor]) -> Memory:
-    mask, *parts = tensors
-    return Memory(tuple(map(KeyValues, parts[::2], parts[1::2])), mask)
+        return cls(Memory.of(*tensors[3:]), *tensors[:3])
 
 
 class Stages:
@@ -122,8 +112,8 @@ class Stages:
         begun = Begun.of(graphs(self._read_by_begin(), lambda tokens: self.begin(tokens).flat(), filled))
         longest = int(begun.lengths[:sentences].max())
         mask = upto(begun.lengths, round_up(longest))
-        finish = lambda key, mask, *memory: self.finish(unflat(memory), key, mask)[:3]
-        found = graphs((self.decoding, self.special), finish, begun.key, mask, *flat(begun.memory))
+        finish = lambda key, mask, *memory: self.finish(Memory.of(*memory), key, mask)[:3]
+        found = graphs((self.decoding, self.special), finish, begun.key, mask, *begun.memory.flat())
         tokens, log_probs = (x[:sentences, :, :longest].clone() for x in found[:2])
         decoded = Decoded(tokens, log_probs, found[2][:sentences].clone(), [])
         return Candidates.of(decoded, mask[:sentences, :, :longest], begun.length_log_probs[:sentences].clone())

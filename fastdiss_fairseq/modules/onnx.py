@@ -16,7 +16,7 @@ from torch import Tensor
 from ..compat import FastDiSSError, export_graph
 from .rounding import Reading, Vocabulary, in_pieces, read_piece
 from .target import Memory, Target
-from .transformer import KeyValues, Layout
+from .transformer import Layout
 
 #: Sizes that differ from call to call, by the letters that stand for them below.
 SIZES = {
@@ -68,7 +68,7 @@ class Encode(nn.Module):
 
     def forward(self, tokens):
         source = self.model.encode(tokens)
-        return (source.length_logits, *(part for layer in source.memory.layers for part in layer))
+        return (source.length_logits, *source.memory.flat()[1:])
 
 
 class Denoise(nn.Module):
@@ -79,9 +79,8 @@ class Denoise(nn.Module):
         self.denoiser = denoiser
 
     def forward(self, z, t, z_bar, mask, index, places, positions, source_mask, *keys_values):
-        layers = tuple(map(KeyValues, keys_values[::2], keys_values[1::2]))
         target = Target(Layout(mask, index, places), positions)
-        return (self.denoiser(z, t, z_bar, target, Memory(layers, source_mask)),)
+        return (self.denoiser(z, t, z_bar, target, Memory.of(source_mask, *keys_values)),)
 
 
 class Read(nn.Module):
@@ -134,13 +133,13 @@ class OnnxRuntime:
             "positions": (target.positions, "N."),
             "source_mask": (source.memory.mask, "SL"),
         }
-        parts = [part for layer in source.memory.layers for part in layer]
+        parts = source.memory.flat()[1:]
         return {**fixed, **{f"memory_{i}": (part, "S.L.") for i, part in enumerate(parts)}}
 
     def encode(self, tokens: Tensor) -> Tuple[Tensor, Memory]:
         """Length logits and memory of ids (S, L)."""
         logits, *parts = self.encoder(tokens)
-        return logits, Memory(tuple(map(KeyValues, parts[::2], parts[1::2])), tokens.ne(self.padding))
+        return logits, Memory.of(tokens.ne(self.padding), *parts)
 
     def denoise(self, z: Tensor, t: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """As the denoiser; t (B, T), (B, 1) or (1, 1)."""
@@ -148,8 +147,7 @@ class OnnxRuntime:
         if index is None:
             index = places = torch.arange(mask.numel())
             positions = positions.flatten(0, 1)
-        parts = (part for layer in memory.layers for part in layer)
-        return self.denoiser(z, t.expand(mask.shape), z_bar, mask, index, places, positions, memory.mask, *parts)[0]
+        return self.denoiser(z, t.expand(mask.shape), z_bar, mask, index, places, positions, *memory.flat())[0]
 
     def read(self, states: Tensor, mean: bool) -> Reading:
         """:func:`.rounding.read` with the model's table."""

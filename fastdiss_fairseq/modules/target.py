@@ -18,6 +18,15 @@ class Memory(NamedTuple):
     layers: Tuple[KeyValues, ...]
     mask: Tensor
 
+    def flat(self) -> Tuple[Tensor, ...]:
+        """Its tensors, the mask first."""
+        return (self.mask, *(part for layer in self.layers for part in layer))
+
+    @classmethod
+    def of(cls, mask: Tensor, *parts: Tensor) -> "Memory":
+        """The one that has these tensors, as :meth:`flat` gives them."""
+        return cls(tuple(map(KeyValues, parts[::2], parts[1::2])), mask)
+
     def select(self, rows: Tensor) -> "Memory":
         """The memory of the sentences ``rows`` alone."""
         return Memory(tuple(layer.select(rows) for layer in self.layers), self.mask[rows])

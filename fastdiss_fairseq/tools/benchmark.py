@@ -401,7 +401,7 @@ def shares(what: str, run, parts, batches: Sequence[dict], facts: dict, args) ->
 
 def in_turn(contenders: Sequence[Contender], batches: Sequence[dict], args) -> List[List[float]]:
     """Seconds of each contender for each batch: all take a batch before any takes the next.  Before, each warms up with
-    the first, and what is compiled with all, since some sizes may have it compiled anew."""
+    the first, and what gets ready for each size with all."""
     for contender in tqdm(contenders, desc="warming up", unit="contender", leave=False):
         started = clock(args)
         for batch in batches if contender.fields["path"] in SIZE_BY_SIZE else batches[:1]:
