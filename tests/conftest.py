@@ -2,12 +2,11 @@
 
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run as run_forked
 from hypothesis import settings
 
 #: The same few examples at each run, however slow the machine.
@@ -53,11 +52,7 @@ def pytest_collection_modifyitems(config, items):
 
 def command(name, *arguments, stdin=None, check=True, cwd=None):
     """Run a fairseq command (``train``, ``generate``, ...) as a user would; returns the process."""
-    module = f"fairseq_cli.{name.replace('-', '_')}"
-    line = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(
-        line, input=stdin, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, cwd=cwd or "/"
-    )
+    done = run_forked(f"fairseq_cli.{name.replace('-', '_')}", arguments, ENVIRONMENT, cwd or "/", stdin or "")
     if check and done.returncode != 0:
         raise AssertionError(f"{name} exited {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done

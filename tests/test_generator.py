@@ -1,5 +1,7 @@
 import gc
+import multiprocessing
 import sys
+import time
 import weakref
 from argparse import Namespace
 from dataclasses import replace
@@ -636,6 +638,20 @@ def test_what_passes_by_is_not_kept():
         del dataset, batches
     gc.collect()
     assert [reference() for reference in kept] == [None] * 3
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_workers_end_with_their_epoch(split):
+    built = task()
+    dataset = built.build_dataset_for_inference([torch.tensor(source) for source in SOURCES], list(map(len, SOURCES)))
+    built.datasets[split], built.trained = dataset, type(NET)
+    for epoch in (1, 2, 3):
+        iterator = built.get_batch_iterator(dataset, max_tokens=20, num_workers=1, data_buffer_size=2, epoch=epoch)
+        assert sum(len(one["id"]) for one in iterator.next_epoch_itr()) == len(SOURCES)
+        deadline = time.monotonic() + 4  # the five seconds are what is not to be waited for
+        while multiprocessing.active_children() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not multiprocessing.active_children()
 
 
 def test_an_over_long_sentence_leaves_the_others_batches_as_they_are():

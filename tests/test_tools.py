@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import forked
 import pytest
 import torch
 from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, generate, lines
@@ -21,9 +22,7 @@ WORDS = "a man walks down the old street with his small brown dog".split()
 
 def tool(name, *arguments, check=True):
     """Run a console command as a user would."""
-    code = f"from fastdiss_fairseq.tools.{name} import cli_main; cli_main()"
-    line = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=300)
+    done = forked.run(f"fastdiss_fairseq.tools.{name}", arguments, ENVIRONMENT, ROOT)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -241,19 +241,23 @@ class FastDiSSTask(TranslationTask):
         set a sentence longer than ``max_tokens`` still makes a batch.  Without worker processes
         nothing is prefetched, since a prefetching thread can crash the process at exit.  fairseq keeps every
         dataset that it has made batches of, so those that pass by, as in fairseq-interactive, are not told to it.
+        Workers end with their epoch: newer fairseq's outlive it, and each iterator of an epoch gone by, which
+        training has one of for every epoch, then stops the process for five seconds when it is collected.
         """
         others["required_batch_size_multiple"] = 1
         if not any(dataset is split for split in self.datasets.values()):
             others["disable_iterator_cache"] = True
         if not self._is_training_set(dataset) and max_tokens is not None and len(dataset) > 0:
             max_tokens = max(max_tokens, max(map(dataset.num_tokens, range(len(dataset)))))
-        return super().get_batch_iterator(
+        iterator = super().get_batch_iterator(
             dataset,
             max_tokens=max_tokens,
             num_workers=num_workers,
             data_buffer_size=data_buffer_size if num_workers > 0 else 0,
             **others,
         )
+        iterator.persistent_workers = False
+        return iterator
 
     def _is_training_set(self, dataset) -> bool:
         return self.trained is not None and dataset is self.datasets.get(self.cfg.train_subset)
