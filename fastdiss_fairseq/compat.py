@@ -3,6 +3,7 @@
 import argparse
 import collections
 import contextlib
+import functools
 import inspect
 import math
 import os
@@ -232,7 +233,7 @@ def _attention_by_hand(
     """What torch 2.0's function of this name computes, for older torch and as a reference."""
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -float("inf"))
+        scores = scores + attn_mask
     weights = torch.softmax(scores.float(), dim=-1).type_as(value)
     return F.dropout(weights, dropout_p) @ value
 
@@ -255,7 +256,33 @@ def kept_casts():
             torch.clear_autocast_cache()
 
 
+@functools.lru_cache(maxsize=None)
+def casts_have_gradients() -> bool:
+    """Whether autocast's casts of weights that were made, and kept, where gradients were off serve where they are on;
+    not in older torch (seen in 1.12), which loses the weights' gradients then."""
+    weight, x = torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)
+    with torch.enable_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
+            F.linear(x, weight)
+        return F.linear(x, weight).requires_grad
+
+
+def casts_for_gradients() -> None:
+    """Before a pass with gradients: let go what passes without left that cannot serve it."""
+    if torch.is_grad_enabled() and not casts_have_gradients():
+        torch.clear_autocast_cache()
+
+
 _attention = getattr(F, "scaled_dot_product_attention", _attention_by_hand)
+
+
+def attention_dtype(x: Tensor) -> torch.dtype:
+    """What :func:`scaled_dot_product_attention` computes in where queries are linear in x."""
+    if x.device.type == "cpu":
+        return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+    if not torch.is_autocast_enabled():
+        return x.dtype
+    return torch.get_autocast_dtype("cuda") if hasattr(torch, "get_autocast_dtype") else torch.get_autocast_gpu_dtype()
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:

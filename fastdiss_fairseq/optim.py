@@ -50,6 +50,6 @@ class FusedAdam(FairseqAdam):
 
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn=None) -> Tensor:
         """Scale the gradients to a norm of at most ``max_norm``, where it is above 0; returns the norm before."""
-        if max_norm <= 0 or aggregate_norm_fn is not None:
+        if aggregate_norm_fn is not None:
             return super().clip_grad_norm(max_norm, aggregate_norm_fn)
-        return torch.nn.utils.clip_grad_norm_(list(self.params), max_norm)
+        return torch.nn.utils.clip_grad_norm_(list(self.params), max_norm if max_norm > 0 else float("inf"))

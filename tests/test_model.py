@@ -1,3 +1,4 @@
+import contextlib
 import copy
 from functools import partial
 
@@ -5,10 +6,12 @@ import pytest
 import torch
 from helpers import batch, criterion, flow_criterion, flow_model, model, model_config, pad, sentences, task
 
+from fastdiss_fairseq import compat
 from fastdiss_fairseq.compat import FastDiSSError, before_loading
 from fastdiss_fairseq.diffusion.noise import fold
 from fastdiss_fairseq.models.config import FASTDISS_ARCHITECTURES
 from fastdiss_fairseq.models.base import check_dictionary, check_weights
+from fastdiss_fairseq.models import fastdiss
 from fastdiss_fairseq.models.fastdiss import FastDiSSModel
 
 OFF = dict(no_scp=True, no_mans=True)
@@ -350,6 +353,30 @@ def test_weights_cast_without_gradients_are_not_used_with_them():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reached = leaves(loss(net, batch(SOURCES, TARGETS))[0].grad_fn)
     assert not [name for name, weight in net.named_parameters() if id(weight) not in reached]
+
+
+@pytest.mark.torch_2
+@pytest.mark.parametrize("serve", [True, False])
+def test_weights_are_cast_once_for_all_passes(serve, monkeypatch):
+    """Where what passes without gradients have cast serves the last as well; the gradients are the same."""
+    from fastdiss_fairseq.tools.operators import operators
+
+    net, loss = model(autocast="bf16").train(), criterion(mans_start=0.0, self_conditioning_prob=1.0)
+    net.set_num_updates(900)
+    casts_serve, sample = compat.casts_have_gradients(), batch(SOURCES, TARGETS)
+
+    def gradients():
+        net.zero_grad()
+        loss(net, sample)[0].backward()
+        return [weight.grad for weight in net.parameters()]
+
+    if casts_serve:
+        monkeypatch.setattr(compat, "casts_have_gradients", lambda: serve)
+    shared = gradients()
+    counted = operators(lambda _: loss(net, sample), None)
+    monkeypatch.setattr(fastdiss, "kept_casts", contextlib.nullcontext)
+    assert all(map(torch.equal, shared, gradients()))
+    assert counted < operators(lambda _: loss(net, sample), None)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -13,7 +13,7 @@ from fastdiss_fairseq.modules.encoder import Encoder
 from fastdiss_fairseq.modules.reference import ReferenceDenoiser
 from fastdiss_fairseq.modules.rounding import mean_rows, nearest_token
 from fastdiss_fairseq.modules.length import LengthPredictor
-from fastdiss_fairseq.modules.transformer import KeyValues, LayerConfig, Layout, TransformerLayer
+from fastdiss_fairseq.modules.transformer import KeyValues, LayerConfig, Layout, TransformerLayer, attention_bias
 
 DIM, LATENT, LAYERS = 16, 6, 2
 SIZES = LayerConfig(
@@ -192,7 +192,7 @@ def test_pre_norm_keeps_the_residual_path_and_post_norm_does_not():
         layer = TransformerLayer(replace(SIZES, pre_norm=pre_norm))
         for silenced in (layer.self_attention.output, layer.feed_forward.outer):
             silenced.weight.zero_()
-        assert torch.allclose(layer(x, Layout(mask)), expected, atol=1e-5)
+        assert torch.allclose(layer(x, Layout(mask), attention_bias(mask, x)), expected, atol=1e-5)
 
 
 @pytest.mark.torch_2
@@ -201,7 +201,8 @@ def test_attention_by_hand_is_torchs(masked):
     query, key, value = torch.randn(3, 2, 4, 6, 8, generator=torch.Generator().manual_seed(3))
     mask = torch.arange(6) < torch.tensor([4, 6]).view(2, 1, 1, 1) if masked else None
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    assert torch.allclose(_attention_by_hand(query, key, value, mask), expected, atol=1e-5)
+    bias = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, -float("inf"))
+    assert torch.allclose(_attention_by_hand(query, key, value, bias), expected, atol=1e-5)
 
 
 def test_attention_by_hand_drops_weights():

@@ -77,7 +77,7 @@ def test_no_real_position_at_all():
 def test_attention_in_bfloat16_on_a_cpu_is_computed_in_single_precision():
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 5, 8).bfloat16()
-    mask = torch.rand(2, 1, 5, 5) < 0.8
+    mask = torch.zeros(2, 1, 5, 5).masked_fill(torch.rand(2, 1, 5, 5) < 0.2, -float("inf"))
     expected = _attention_by_hand(query.float(), key.float(), value.float(), mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = scaled_dot_product_attention(query, key, value, attn_mask=mask)

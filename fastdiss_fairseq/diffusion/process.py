@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -31,11 +32,16 @@ class Process:
             raise ValueError(f"the noise factor must be positive, not {self.noise_factor}")
 
     def alpha(self, t: Tensor) -> Tensor:
-        return alpha_bar(self.schedule, t).sqrt().to(t.dtype)
+        return self.scales(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise in z_t, the factor F included."""
-        return ((1 - alpha_bar(self.schedule, t)).sqrt() * self.noise_factor).to(t.dtype)
+        return self.scales(t)[1]
+
+    def scales(self, t: Tensor) -> Tuple[Tensor, Tensor]:
+        """:meth:`alpha` and :meth:`sigma`."""
+        signal = alpha_bar(self.schedule, t)
+        return signal.sqrt().to(t.dtype), ((1 - signal).sqrt() * self.noise_factor).to(t.dtype)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), strictly decreasing in t."""
@@ -49,17 +55,19 @@ class Process:
 
     def diffuse(self, z_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """z_t from z_0 (B, T, D), t (B, 1) or (B, T) and standard normal noise (B, T, D)."""
-        return self.alpha(t).unsqueeze(-1) * z_0 + self.sigma(t).unsqueeze(-1) * noise
+        alpha, sigma = self.scales(t)
+        return alpha.unsqueeze(-1) * z_0 + sigma.unsqueeze(-1) * noise
 
     def diffuse_further(self, z_t: Tensor, t: Tensor, later: Tensor, noise: Tensor) -> Tensor:
         """A sample at ``later`` >= t given z_t: the forward transition (method, section 3)."""
-        shrink = self.alpha(later) / self.alpha(t)
-        variance = self.sigma(later) ** 2 - (shrink * self.sigma(t)) ** 2
+        (alpha, sigma), (alpha_later, sigma_later) = self.scales(t), self.scales(later)
+        shrink = alpha_later / alpha
+        variance = sigma_later**2 - (shrink * sigma) ** 2
         grow = variance.clamp(min=0).sqrt()
         return shrink.unsqueeze(-1) * z_t + grow.unsqueeze(-1) * noise
 
     def input_scale(self, t: Tensor) -> Tensor:
         """alpha / (alpha^2 + sigma^2): makes z_t the mean of z_0 given z_t alone, where z_0 has mean 0
         and variance 1.  Pure noise comes out near 0, instead of drowning what else the network is told."""
-        alpha = self.alpha(t)
-        return alpha / (alpha**2 + self.sigma(t) ** 2)
+        alpha, sigma = self.scales(t)
+        return alpha / (alpha**2 + sigma**2)

@@ -28,7 +28,7 @@ class Step(NamedTuple):
     def coefficients(self):
         """alpha_t, sigma_t, alpha_s, sigma_s as float64 scalars."""
         p = self.process
-        return p.alpha(self.t), p.sigma(self.t), p.alpha(self.s), p.sigma(self.s)
+        return (*p.scales(self.t), *p.scales(self.s))
 
 
 def ddim(step: Step) -> Tensor:

@@ -38,7 +38,8 @@ class Times(NamedTuple):
         times of their own, goes there; in a mixed sentence more tokens become unknown, as many as its
         level at t' says, for that is how an earlier step of decoding sees it, but for the few tokens that decoding
         comes to doubt again."""
-        return self._replace(tokens=advance(self.tokens), level=advance(self.level))._with_unknown()
+        tokens, level = advance(torch.cat((self.tokens, self.level), dim=1)).split((self.tokens.size(1), 1), dim=1)
+        return self._replace(tokens=tokens, level=level)._with_unknown()
 
     def select(self, rows: Tensor) -> "Times":
         """The sentences ``rows``."""

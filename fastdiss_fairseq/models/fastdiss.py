@@ -2,12 +2,11 @@
 
 from typing import NamedTuple, Sequence
 
-import torch
 from torch import Tensor
 
 from fairseq.models import register_model
 
-from ..compat import FastDiSSError
+from ..compat import FastDiSSError, casts_for_gradients, kept_casts
 from ..diffusion.process import Process
 from ..diffusion.sampling import MASK_PREDICT, RENOISE
 from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
@@ -94,8 +93,7 @@ class FastDiSSModel(FewStepModel):
         z_0, shared = self.embedding(target), self.denoiser.target(mask)
 
         def denoise(z, t, z_bar, rows):
-            if torch.is_grad_enabled():  # under --amp older torch keeps weights cast without gradients (seen in 1.12)
-                torch.clear_autocast_cache()
+            casts_for_gradients()
             if rows is None:
                 return self.denoise(z, t, z_bar, shared, source.memory)
             return self.denoise(z, t, z_bar, shared.select(rows), source.memory.select(rows))
@@ -107,7 +105,8 @@ class FastDiSSModel(FewStepModel):
         def refine(estimate):
             return self.refine(estimate, conditioned, plan.estimate)
 
-        training = training_pass(denoise, is_correct, z_0, mask, rows, plan, self.process, refine)
+        with kept_casts():
+            training = training_pass(denoise, is_correct, z_0, mask, rows, plan, self.process, refine)
         states, table = self.rounded(real.take(training.estimate if plan.rounding == "anchor" else z_0))
         rounding = rounding_loss(states, table, real.take(target), plan.label_smoothing)
         return TrainingOutput(

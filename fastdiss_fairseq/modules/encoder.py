@@ -6,7 +6,7 @@ from torch import Tensor
 from fairseq.modules.fairseq_dropout import FairseqDropout
 
 from .embedding import Positions
-from .transformer import LayerConfig, Layout, TransformerLayer, final_norm
+from .transformer import LayerConfig, Layout, TransformerLayer, attention_bias, final_norm
 
 
 class Encoder(nn.Module):
@@ -24,6 +24,7 @@ class Encoder(nn.Module):
         x = self.embedding(tokens)
         layout = Layout(mask) if self.training else Layout.packed(mask)
         x = layout.pack(self.dropout(x + self.positions(mask).type_as(x)))
+        bias = attention_bias(mask, x)
         for layer in self.layers:
-            x = layer(x, layout)
+            x = layer(x, layout, bias)
         return layout.unpack(self.norm(x))

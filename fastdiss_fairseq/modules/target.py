@@ -8,7 +8,7 @@ from torch import Tensor
 from fairseq.modules.fairseq_dropout import FairseqDropout
 
 from .embedding import Positions, TimeEmbedding
-from .transformer import KeyValues, LayerConfig, Layout, TransformerLayer, final_norm
+from .transformer import KeyValues, LayerConfig, Layout, TransformerLayer, attention_bias, final_norm
 
 
 class Memory(NamedTuple):
@@ -84,6 +84,7 @@ class TargetNetwork(nn.Module):
         layout = target.layout
         condition = None if condition is None else layout.spread(condition)
         x = self.dropout(x + target.positions.type_as(x))
+        biases = attention_bias(layout.mask, x), attention_bias(memory.mask, x)
         for layer, key_values in zip(self.layers, memory.layers):
-            x = layer(x, layout, key_values, memory.mask, condition)
+            x = layer(x, layout, biases[0], key_values, biases[1], condition)
         return layout.unpack(self.output(self.norm(x)).float())

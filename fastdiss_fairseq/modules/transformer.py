@@ -17,7 +17,7 @@ from fairseq import utils
 from fairseq.modules import LayerNorm
 from fairseq.modules.fairseq_dropout import FairseqDropout
 
-from ..compat import scaled_dot_product_attention
+from ..compat import attention_dtype, scaled_dot_product_attention
 from .places import Places
 
 
@@ -75,6 +75,15 @@ class Layout(NamedTuple):
         return pad(x, (0, 0, 0, 1))[self.places].view(*self.mask.shape, -1)
 
 
+def attention_bias(mask: Tensor, x: Tensor) -> Tensor:
+    """What attention from x adds to its scores, (S, 1, 1, L): nothing where ``mask`` (S, L) is True, else minus infinity.
+
+    Attention would make it of a boolean mask, too, but once in each layer.
+    """
+    bias = torch.zeros(mask.shape, dtype=attention_dtype(x), device=mask.device)
+    return bias.masked_fill(~mask, -float("inf"))[:, None, None]
+
+
 class KeyValues(NamedTuple):
     """Keys and values of an attention, (B, heads, S, d / heads)."""
 
@@ -105,17 +114,17 @@ class Attention(nn.Module):
         """Keys and values of a memory of width d_memory."""
         return KeyValues(*map(self._split, layout.unpack(self.key_value(memory)).chunk(2, dim=-1)))
 
-    def forward(self, x: Tensor, layout: Layout, memory: KeyValues, mask: Tensor) -> Tensor:
-        """Attend from x, of B rows, to a memory of S rows (S, heads, L, d / heads) where ``mask`` (S, L) is True.
+    def forward(self, x: Tensor, layout: Layout, memory: KeyValues, bias: Tensor) -> Tensor:
+        """Attend from x, of B rows, to a memory of S rows (S, heads, L, d / heads); ``bias``: :func:`attention_bias`.
 
         B is a multiple of S: each memory row serves B / S rows of x that follow each other, without copies.
         """
         queries = layout.unpack(self.query(x))
         attended = scaled_dot_product_attention(
-            self._split(queries.reshape(mask.size(0), -1, queries.size(-1))),
+            self._split(queries.reshape(bias.size(0), -1, queries.size(-1))),
             memory.keys,
             memory.values,
-            attn_mask=mask[:, None, None, :],
+            attn_mask=bias,
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.output(layout.pack(attended.transpose(1, 2).reshape(queries.shape)))
@@ -181,21 +190,22 @@ class TransformerLayer(nn.Module):
         self,
         x: Tensor,
         layout: Layout,
+        bias: Tensor,
         memory: Optional[KeyValues] = None,
-        memory_mask: Optional[Tensor] = None,
+        memory_bias: Optional[Tensor] = None,
         condition: Optional[Tensor] = None,
     ) -> Tensor:
-        """x as ``layout`` says, (B, T, d) or packed; the memory and its mask as :meth:`Attention.forward` has them;
-        the condition, where the layer's norms adapt to one, as :class:`AdaptiveNorm` has it."""
+        """x as ``layout`` says, (B, T, d) or packed, and the bias of its mask; the memory and its bias as
+        :meth:`Attention.forward` has them; the condition, where the layer's norms adapt to one, as :class:`AdaptiveNorm` has it."""
         given = () if condition is None else (condition,)
-        x = self._residual(x, self.self_norm, lambda y: self._attend_to_itself(y, layout), given)
+        x = self._residual(x, self.self_norm, lambda y: self._attend_to_itself(y, layout, bias), given)
         if memory is not None:
-            attend = lambda y: self.cross_attention(y, layout, memory, memory_mask)
+            attend = lambda y: self.cross_attention(y, layout, memory, memory_bias)
             x = self._residual(x, self.cross_norm, attend, given)
         return self._residual(x, self.ffn_norm, self.feed_forward, given)
 
-    def _attend_to_itself(self, x: Tensor, layout: Layout) -> Tensor:
-        return self.self_attention(x, layout, self.self_attention.project(x, layout), layout.mask)
+    def _attend_to_itself(self, x: Tensor, layout: Layout, bias: Tensor) -> Tensor:
+        return self.self_attention(x, layout, self.self_attention.project(x, layout), bias)
 
 
 def final_norm(dim: int, pre_norm: bool) -> nn.Module:

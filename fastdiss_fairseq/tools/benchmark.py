@@ -311,12 +311,19 @@ def training_batches(args) -> List[dict]:
 
 def training(args) -> Iterator[dict]:
     """Records of the training benchmark; ratios are against the self-conditioned baseline."""
+    from .operators import operators  # of newer torch
+
     contenders, found = trainers(args), training_batches(args)
     seconds = in_turn(contenders, found, args)
     tokens = sum(batch["ntokens"] for batch in found)
     args = Namespace(**{**vars(args), "against": "standard"})
     for contender, times in zip(contenders, seconds):
-        facts = {"benchmark": "training", "batch": "tokens", "target_tokens_per_second": round(tokens / sum(times))}
+        facts = {
+            "benchmark": "training",
+            "batch": "tokens",
+            "target_tokens_per_second": round(tokens / sum(times)),
+            "operators": operators(contender.run, found[0]),
+        }
         yield {**record(contender, times, contenders, seconds, args), **facts}
 
 
@@ -447,6 +454,7 @@ def table(records: Sequence[dict]) -> str:
         rate = "target_tokens_per_second" if benchmark == "training" else "sentences_per_second"
         against = next((r["against"] for r in group if "against" in r), None)
         heads = ["system", "median ms", "p95 ms", "per second", *([f"times as fast as {against}"] if against else [])]
+        heads += ["operators"] * (benchmark == "training")
         lines = [
             f"**{benchmark}, batch: {batch}**",
             "",
@@ -455,7 +463,10 @@ def table(records: Sequence[dict]) -> str:
         ]
         for r in group:
             cells = [Contender(r, None).name, f"{r['value']:.1f}", f"{r['p95']:.1f}", str(r.get(rate, ""))]
-            lines.append(f"| {' | '.join([*cells, *([str(r.get('speed_ratio', ''))] if against else [])])} |")
+            cells += [str(r.get("speed_ratio", ""))] * bool(against) + [str(r.get("operators"))] * (
+                benchmark == "training"
+            )
+            lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, records[0]["device"]]) + "\n"
 
