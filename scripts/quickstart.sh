@@ -78,7 +78,7 @@ if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then  # other CPUs are slower
     updates=$((minutes * 240))
 fi
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    device=(--autocast bf16)
+    device=(--autocast bf16 --optimizer fused_adam)
     updates=$((minutes * 900))
 fi
 
