@@ -56,7 +56,7 @@ for side in ("encoder", "decoder"):
 print("--dropout", model.dropout)
 PROGRAM
 )
-shared=(--user-dir "$root/fastdiss_fairseq" --required-batch-size-multiple 1 --data-buffer-size 0 --num-workers 0 "${device[@]}")
+shared=(--user-dir "$root/fastdiss_fairseq" --required-batch-size-multiple 1 --data-buffer-size 0 --num-workers "$(workers "${DEVICE:-}")" "${device[@]}")
 
 settings="$(basename "$data"): ARCH=${ARCH:-fastdiss_tiny} UPDATES=$updates MAX_TOKENS=${MAX_TOKENS:-4000} LR=${LR:-2e-3} SEED=${SEED:-1} $*"
 mkdir -p "$output/$system"

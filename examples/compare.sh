@@ -44,7 +44,7 @@ if [[ ${#ours[@]} -gt 0 ]]; then
     fastdiss-ablate "$data" --output "$output" --systems "${ours[@]}" --seeds "${SEED:-1}" --train "\
         --arch ${ARCH:-fastdiss_tiny} --optimizer adam --adam-betas '(0.9,0.98)' --lr ${LR:-2e-3} --clip-norm 1 \
         --lr-scheduler polynomial_decay --total-num-update $UPDATES --warmup-updates $((UPDATES / 6)) \
-        --max-tokens ${MAX_TOKENS:-4000} --max-update $UPDATES --validate-interval 5 --num-workers 0 \
+        --max-tokens ${MAX_TOKENS:-4000} --max-update $UPDATES --validate-interval 5 --num-workers $(workers "${DEVICE:-}") \
         --log-interval 50 ${OPTIONS:-} ${DEVICE:-}"
     for system in "${ours[@]}"; do
         [[ ${SEED:-1} == 1 ]] && folder=$system || folder=$system-seed$SEED

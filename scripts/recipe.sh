@@ -25,6 +25,11 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     exit
 fi
 
+# workers DEVICE: how many processes make batches: none beside a CPU's own work; one for a GPU, which would wait for them.
+workers() {
+    if [[ ${1:-} == --cpu ]]; then echo 0; else echo 1; fi
+}
+
 # read_arguments NAME "$@": sets `destination` (the first argument, or data-bin/NAME), `options` (all others) and
 # `recipe`, the calling script's folder under examples/.
 read_arguments() {

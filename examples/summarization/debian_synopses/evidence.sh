@@ -25,6 +25,6 @@ fastdiss-ablate "$data" --output "${1:-$root/runs/synopses}" --jobs "${JOBS:-2}"
     --arch ${ARCH:-fastdiss_tiny} --optimizer adam --adam-betas '(0.9,0.98)' --lr 2e-3 --clip-norm 1 \
     --lr-scheduler polynomial_decay --total-num-update $updates --warmup-updates $((updates / 5)) \
     --max-tokens ${MAX_TOKENS:-8000} --max-update $updates --save-interval-updates $((updates / 3)) \
-    --validate-interval 1000 --num-workers 0 --log-interval 50 --log-noise-levels --share-all-embeddings --autocast bf16 $device ${OPTIONS:-}" \
+    --validate-interval 1000 --num-workers $(workers "$device") --log-interval 50 --log-noise-levels --share-all-embeddings --autocast bf16 $device ${OPTIONS:-}" \
     --sweep "--reference '$data/raw/test.syn' --detokenize en --metrics ROUGE-L ROUGE-1 ROUGE-2 BLEU \
     --steps ${STEPS:-1 2 3 5 10 20 50} --repeats ${REPEATS:-merge} --baseline standard $device"

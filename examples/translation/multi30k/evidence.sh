@@ -29,7 +29,7 @@ fastdiss-ablate "$data" --output "$output" --jobs "${JOBS:-2}" --seeds "${seeds[
     --arch ${ARCH:-fastdiss_tiny} --optimizer adam --adam-betas '(0.9,0.98)' --lr 2e-3 --clip-norm 1 \
     --lr-scheduler polynomial_decay --total-num-update $updates --warmup-updates $((updates / 6)) \
     --max-tokens ${MAX_TOKENS:-4000} --max-update $updates --save-interval-updates $((updates / 2)) \
-    --validate-interval 1000 --num-workers 0 --log-interval 50 --log-noise-levels --autocast bf16 $device ${OPTIONS:-}"
+    --validate-interval 1000 --num-workers $(workers "$device") --log-interval 50 --log-noise-levels --autocast bf16 $device ${OPTIONS:-}"
 for system in ar cmlm; do
     UPDATES=${BASELINE_UPDATES:-2400} DEVICE=$device bash "$root/examples/baselines.sh" "$system" "$data" "$output/baselines"
 done
