@@ -260,11 +260,19 @@ def kept_casts():
 def casts_have_gradients() -> bool:
     """Whether autocast's casts of weights that were made, and kept, where gradients were off serve where they are on;
     not in older torch (seen in 1.12), which loses the weights' gradients then."""
-    weight, x = torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)
+    weight, x = torch.ones(1, 1, requires_grad=True, device="cpu"), torch.ones(1, 1, device="cpu")
     with torch.enable_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         with torch.no_grad():
             F.linear(x, weight)
         return F.linear(x, weight).requires_grad
+
+
+def capture(graph, **options):
+    """The context in which a CUDA graph is recorded.  What other threads do meanwhile, such as those that pin a data
+    loader's batches, does not end it, from torch 2.1 on."""
+    if "capture_error_mode" in inspect.signature(torch.cuda.graph).parameters:
+        options["capture_error_mode"] = "thread_local"
+    return torch.cuda.graph(graph, **options)
 
 
 def casts_for_gradients() -> None:

@@ -4,12 +4,16 @@ what a user starts, without the four seconds that each new interpreter takes to 
 import importlib
 import multiprocessing
 import os
+import random
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from unittest import mock
+
+import numpy
+import torch
 
 #: The plugin is not among them: each command finds it by itself.
 READ = ["torch", "fairseq", "fairseq.tasks", "fairseq.models", "fairseq.trainer", "numpy", "sacrebleu", "sacremoses"]
@@ -30,6 +34,8 @@ def become(module, arguments, environment, folder, streams):
     os.chdir(folder)
     warnings.simplefilter("ignore")
     multiprocessing.set_start_method(None, force=True)  # the default again, for its own workers
+    for generator in (random, numpy.random, torch):  # not that of the next process
+        generator.seed()
     try:
         importlib.import_module(module).cli_main()
     except SystemExit:

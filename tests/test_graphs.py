@@ -7,6 +7,7 @@ sizes, and never makes the host wait.
 import copy
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from helpers import batch, flow_model, model, sentences, task
 from pretend_device import available, register, send, waits
 from test_generator import words
 
-from fastdiss_fairseq.compat import FastDiSSError, bfloat16, kept_casts
+from fastdiss_fairseq.compat import FastDiSSError, bfloat16, capture, kept_casts
 from fastdiss_fairseq.generation.candidates import Special
 from fastdiss_fairseq.generation.config import decoding_defaults
 from fastdiss_fairseq.generation.deployment import Deployment
@@ -250,3 +251,23 @@ def test_places_of_fixed_sizes_say_the_same():
     assert fixed.take(x).shape == (20, 3) and len(there.take(x)) == int(mask.sum())
     assert torch.equal(there.replace(x, there.take(other)), fixed.replace(x, fixed.take(other)))
     assert torch.equal(there.put(there.take(x), elsewhere=7), fixed.put(fixed.take(x), elsewhere=7))
+
+
+def test_unrecorded_batches_take_turns_with_recordings():
+    """Casts that are kept are those of all threads: what a recording casts has no values yet."""
+    generator, _, recorded = pair(model, {"early_exit": True})
+    recorded.graphs.lock = held = MagicMock()
+    generator.generate([recorded], sent(SOURCES[:3]))
+    assert held.__enter__.call_count == held.__exit__.call_count == 1 and not recorded.graphs.recordings
+
+
+def test_what_other_threads_do_does_not_end_a_recording(monkeypatch):
+    """fairseq-generate pins coming batches while one is recorded."""
+    modes = []
+    monkeypatch.setattr(
+        torch.cuda, "graph", lambda graph, pool=None, capture_error_mode="global": modes.append(capture_error_mode)
+    )
+    capture(None, pool=None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool=None: modes.append("of torch 2.0"))
+    capture(None, pool=None)
+    assert modes == ["thread_local", "of torch 2.0"]

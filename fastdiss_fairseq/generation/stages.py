@@ -1,5 +1,6 @@
 """The two stages of decoding, between which the host learns how long the candidates will be."""
 
+import contextlib
 from typing import NamedTuple, Sequence, Tuple
 
 import torch
@@ -53,11 +54,12 @@ class Stages:
         self.family = next(decode for kind, decode in DECODERS.items() if isinstance(model, kind))
 
     def __call__(self, src_tokens: Tensor) -> Candidates:
-        """All candidates of a batch of sources (S, L)."""
-        with kept_casts():
-            if self.model.graphs is not None and self._can_be_recorded(src_tokens):
-                with self.model.graphs.lock:
-                    return self._replayed(self.model.graphs, src_tokens)
+        """All candidates of a batch of sources (S, L).  Where batches are recorded, threads take turns with all: kept
+        casts are those of all threads."""
+        graphs = self.model.graphs
+        with kept_casts(), contextlib.nullcontext() if graphs is None else graphs.lock:
+            if graphs is not None and self._can_be_recorded(src_tokens):
+                return self._replayed(graphs, src_tokens)
             begun = self.begin(src_tokens)
             mask = upto(begun.lengths, int(begun.lengths.max()))
             return Candidates.of(self._in_pieces(begun, mask), mask, begun.length_log_probs)

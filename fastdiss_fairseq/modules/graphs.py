@@ -12,7 +12,7 @@ from typing import Callable, Hashable, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..compat import FastDiSSError
+from ..compat import FastDiSSError, capture
 from .places import fixed_sizes
 
 #: Bytes of inputs and outputs beyond which recordings are given up, the longest unused first.
@@ -98,7 +98,7 @@ class Recorder:
                 function(*own)  # libraries make themselves ready, which cannot be recorded
             before.wait_stream(self.stream)
             torch.clear_autocast_cache()  # its weights are not the graph's
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            with capture(graph, pool=self.pool, stream=self.stream):
                 outputs = function(*own)
             torch.clear_autocast_cache()  # nor are the graph's, which have no values yet, anyone else's
             self.pool = self.pool or graph.pool()

@@ -46,6 +46,7 @@ from ..optim import FusedAdam
 from .ablate import SYSTEMS
 from .command import run_as_command
 from .loading import load as load_for
+from .operators import operators
 from .records import Records, circumstances, clock, peak_memory_mb
 from .stopwatch import DECODING, TRAINING, stopwatch
 
@@ -311,8 +312,6 @@ def training_batches(args) -> List[dict]:
 
 def training(args) -> Iterator[dict]:
     """Records of the training benchmark; ratios are against the self-conditioned baseline."""
-    from .operators import operators  # of newer torch
-
     contenders, found = trainers(args), training_batches(args)
     seconds = in_turn(contenders, found, args)
     tokens = sum(batch["ntokens"] for batch in found)

@@ -1,6 +1,6 @@
 """How many operators a computation takes: small models are bound by their number on a GPU, which is launched for each."""
 
-from typing import Callable
+from typing import Callable, Optional
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,8 +16,11 @@ class Operators(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-def operators(run: Callable[[object], object], batch) -> int:
-    """The number that ``run(batch)`` takes on its device; some devices have one where others have several."""
+def operators(run: Callable[[object], object], batch) -> Optional[int]:
+    """The number that ``run(batch)`` takes on its device; some devices have one where others have several.  None with
+    torch before 1.13, which cannot tell."""
+    if not hasattr(TorchDispatchMode, "__enter__"):
+        return None
     with Operators() as counted:
         run(batch)
     return counted.count
