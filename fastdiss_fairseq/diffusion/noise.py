@@ -9,7 +9,7 @@ The mixing function is the finaliser of SplitMix64 (Steele et al., 2014).
 import math
 import zlib
 from functools import lru_cache
-from typing import Union
+from typing import Tuple, Union
 
 import torch
 from torch import Tensor
@@ -29,19 +29,27 @@ def _mix(x: Tensor) -> Tensor:
     return _xor_shift_right(x, 31)
 
 
-def fold(key: Tensor, *parts: Union[int, str, Tensor]) -> Tensor:
+Part = Union[int, str, Tensor]
+
+
+def fold(key: Tensor, *parts: Union[Part, Tuple[Part, ...]]) -> Tensor:
     """Derive a new key from ``key`` and further identifying parts.
 
     Args:
         key: int64 tensor of any shape.
-        parts: integers, stream names or int64 tensors, broadcast against ``key``.
+        parts: integers, stream names or int64 tensors, broadcast against ``key``; of several in a tuple, the keys of
+            each stand in a new first dimension.
     Returns:
         int64 tensor of the broadcast shape; different parts give independent keys.
     """
     for part in parts:
-        mixed = _spread(part) if isinstance(part, Tensor) else _spread_number(part)
-        key = _mix((key ^ mixed) + _GOLDEN)
+        named = torch.stack([_with(key, one) for one in part]) if isinstance(part, tuple) else _with(key, part)
+        key = _mix(named + _GOLDEN)
     return key
+
+
+def _with(key: Tensor, part: Part) -> Tensor:
+    return key ^ (_spread(part) if isinstance(part, Tensor) else _spread_number(part))
 
 
 def _spread(part: Tensor) -> Tensor:

@@ -93,8 +93,9 @@ class Perturbation:
 
     def _noisier(self, hop: int, z_0, z_t, times: Times, key, process) -> Tuple[Times, Tensor]:
         """Later times and a sample there."""
-        later = times.later(lambda t: self.later_time(t, fold(key, "scp"), process, hop))
-        return later, self.perturb(z_0, z_t, times.tokens, later.tokens, fold(key, "scp", hop), process)
+        key = fold(key, "scp")
+        later = times.later(lambda t: self.later_time(t, key, process, hop))
+        return later, self.perturb(z_0, z_t, times.tokens, later.tokens, fold(key, hop), process)
 
 
 def _budget(t: Tensor, key: Tensor, hop: int, scp: Perturbation, process: Process) -> Tensor:

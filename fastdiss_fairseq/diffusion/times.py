@@ -8,6 +8,10 @@ from torch import Tensor
 from .noise import fold, uniform
 
 
+#: The stream of the numbers (B,) that lie below the share of mixed sentences where a sentence is mixed.
+MIXED = "mixed"
+
+
 class Times(NamedTuple):
     """The times of a batch's target tokens.
 
@@ -27,11 +31,11 @@ class Times(NamedTuple):
     def draw(cls, key: Tensor, length: int, mixed: float = 0.0) -> "Times":
         """t ~ U(0, 1) of each sentence; a share of ``mixed`` has known and unknown tokens instead, as a
         masked language model.  ``key``: (B,)."""
-        level = uniform(fold(key, "time")).unsqueeze(1)
+        level, choice = uniform(fold(key, ("time", MIXED))).unsqueeze(-1)
         if mixed == 0:
             return cls(level, level)
         rank = uniform(fold(key.unsqueeze(1), "unknown", torch.arange(length, device=key.device)))
-        return cls(level, level, are_mixed(key, mixed).unsqueeze(1), rank)._with_unknown()
+        return cls(level, level, choice < mixed, rank)._with_unknown()
 
     def later(self, advance: Callable[[Tensor], Tensor]) -> "Times":
         """Times behind these, by ``advance`` (t -> t' >= t): a sentence that has one time, or its tokens
@@ -53,11 +57,6 @@ class Times(NamedTuple):
             return self
         unknown = (self.rank < self.level).to(self.level.dtype)
         return self._replace(tokens=torch.where(self.mixed, unknown, self.tokens))
-
-
-def are_mixed(key: Tensor, share: float) -> Tensor:
-    """(B,) True at the ``share`` of the sentences whose tokens are known or unknown."""
-    return uniform(fold(key, "mixed")) < share
 
 
 def uniform_grid(steps: int) -> List[float]:

@@ -10,7 +10,7 @@ from .noise import fold, gaussian, uniform
 from .noise_scaling import token_times
 from .perturbation import Perturbation
 from .process import Process
-from .times import Times, are_mixed
+from .times import MIXED, Times
 
 
 class Rows(NamedTuple):
@@ -47,12 +47,9 @@ class TrainingPlan:
 
     def rows(self) -> Rows:
         """Which sentences take part in what; on a GPU the host waits for it."""
-        conditioned = uniform(fold(self.key, "self-conditioning")) < self.self_conditioning
-        if self.beta > 1:
-            looked_at = (~are_mixed(self.key, self.mixed_times)).nonzero().squeeze(1)
-        else:
-            looked_at = self.key[:0]
-        return Rows(conditioned.nonzero().squeeze(1), looked_at)
+        conditioned, mixed = uniform(fold(self.key, ("self-conditioning", MIXED)))
+        looked_at = (mixed >= self.mixed_times).nonzero().squeeze(1) if self.beta > 1 else self.key[:0]
+        return Rows((conditioned < self.self_conditioning).nonzero().squeeze(1), looked_at)
 
 
 class TrainingPass(NamedTuple):

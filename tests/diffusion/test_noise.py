@@ -120,3 +120,11 @@ def test_sentence_key_depends_on_tokens_their_order_and_the_seed():
 
 def test_sentence_key_ignores_the_order_of_the_batch():
     assert torch.equal(keys_of(SENTENCES[::-1], 4, False), keys_of(SENTENCES, 4, False).flip(0))
+
+
+def test_several_parts_at_once_are_each_alone():
+    key = fold(torch.arange(6).view(2, 3), "some")
+    found = fold(key, ("one", 2, torch.tensor([3, 4, 5])), "last")
+    assert found.shape == (3, 2, 3)
+    for part, keys in zip(("one", 2, torch.tensor([3, 4, 5])), found):
+        assert torch.equal(keys, fold(key, part, "last"))
