@@ -170,6 +170,12 @@ def script(name, *arguments, **environment):
     return subprocess.run(line, capture_output=True, encoding="utf-8", env=variables)
 
 
+@pytest.mark.parametrize("device, count", [("--cpu", 0), ("", 1)])
+def test_a_worker_makes_a_gpus_batches(device, count):
+    line = ["bash", "-c", f'source scripts/recipe.sh; workers "{device}"']
+    assert subprocess.check_output(line, cwd=ROOT, encoding="utf-8") == f"{count}\n"
+
+
 @pytest.mark.slow
 def test_all_systems_stand_in_one_table(archive, tmp_path):
     """compare.sh trains and decodes FastDiSS and fairseq's models, and repeats nothing when called again."""
