@@ -267,18 +267,18 @@ def casts_have_gradients() -> bool:
         return F.linear(x, weight).requires_grad
 
 
+def casts_for_gradients() -> None:
+    """Before a pass with gradients: let go what passes without left that cannot serve it."""
+    if torch.is_grad_enabled() and not casts_have_gradients():
+        torch.clear_autocast_cache()
+
+
 def capture(graph, **options):
     """The context in which a CUDA graph is recorded.  What other threads do meanwhile, such as those that pin a data
     loader's batches, does not end it, from torch 2.1 on."""
     if "capture_error_mode" in inspect.signature(torch.cuda.graph).parameters:
         options["capture_error_mode"] = "thread_local"
     return torch.cuda.graph(graph, **options)
-
-
-def casts_for_gradients() -> None:
-    """Before a pass with gradients: let go what passes without left that cannot serve it."""
-    if torch.is_grad_enabled() and not casts_have_gradients():
-        torch.clear_autocast_cache()
 
 
 _attention = getattr(F, "scaled_dot_product_attention", _attention_by_hand)

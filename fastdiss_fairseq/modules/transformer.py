@@ -196,7 +196,8 @@ class TransformerLayer(nn.Module):
         condition: Optional[Tensor] = None,
     ) -> Tensor:
         """x as ``layout`` says, (B, T, d) or packed, and the bias of its mask; the memory and its bias as
-        :meth:`Attention.forward` has them; the condition, where the layer's norms adapt to one, as :class:`AdaptiveNorm` has it."""
+        :meth:`Attention.forward` has them; the condition, where the layer's norms adapt to one, as
+        :class:`AdaptiveNorm` has it."""
         given = () if condition is None else (condition,)
         x = self._residual(x, self.self_norm, lambda y: self._attend_to_itself(y, layout, bias), given)
         if memory is not None:

@@ -453,19 +453,17 @@ def table(records: Sequence[dict]) -> str:
         rate = "target_tokens_per_second" if benchmark == "training" else "sentences_per_second"
         against = next((r["against"] for r in group if "against" in r), None)
         heads = ["system", "median ms", "p95 ms", "per second", *([f"times as fast as {against}"] if against else [])]
-        heads += ["operators"] * (benchmark == "training")
+        counted = ["operators"] if benchmark == "training" else []
         lines = [
             f"**{benchmark}, batch: {batch}**",
             "",
-            f"| {' | '.join(heads)} |",
-            "| ---" + " | ---:" * (len(heads) - 1) + " |",
+            f"| {' | '.join([*heads, *counted])} |",
+            "| ---" + " | ---:" * (len([*heads, *counted]) - 1) + " |",
         ]
         for r in group:
             cells = [Contender(r, None).name, f"{r['value']:.1f}", f"{r['p95']:.1f}", str(r.get(rate, ""))]
-            cells += [str(r.get("speed_ratio", ""))] * bool(against) + [str(r.get("operators"))] * (
-                benchmark == "training"
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+            others = [*(["speed_ratio"] if against else []), *counted]
+            lines.append(f"| {' | '.join([*cells, *(str(r.get(name, '')) for name in others)])} |")
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, records[0]["device"]]) + "\n"
 
