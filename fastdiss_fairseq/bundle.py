@@ -1,5 +1,6 @@
 """Reading what ``fastdiss-export`` makes: checksums, and what fairseq's loading functions must be told."""
 
+import hashlib
 import json
 import tempfile
 import zipfile
@@ -12,10 +13,18 @@ from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPECo
 
 from .compat import FastDiSSError
 from .generation.config import decoding_defaults
-from .tools.records import sha256
 
 WEIGHTS = "model.pt"
 DESCRIPTION = "bundle.json"
+
+
+def sha256(path) -> str:
+    """The checksum of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from fairseq import checkpoint_utils, utils
 from .bundle import Bundle, opened
 from .compat import FastDiSSError
 from .generation.config import MODEL_OPTIONS, positive
+from .loading import load_reranker
 from .tasks.fastdiss import readable
-from .tools.loading import load_reranker
 
 
 class Hypothesis(NamedTuple):

@@ -241,6 +241,12 @@ def test_for_small_steps_the_teacher_says_what_it_predicts_itself(teacher):
         assert torch.allclose(found[movable], predict(net, seen.x_t, *seen.steps)[movable], atol=1e-3)
 
 
+@pytest.mark.parametrize("tilt", [float("nan"), float("inf"), -float("inf")])
+def test_a_tilt_is_finite(tilt):
+    with pytest.raises(FastDiSSError, match="--step-size-tilt must be a finite number"):
+        flow_criterion(step_size_tilt=tilt)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_teacher_moves_words_alone_and_sees_half_steps(monkeypatch, temperature):
     net, target = unlike(flow_model(noise_source="uniform")), SAMPLE["target"]

@@ -28,7 +28,7 @@ MANY = sentences(100, seed=4)  # some of them without a word
 
 
 def decoding(request=None, net=NET, **task_options):
-    return resolve(task(**task_options).cfg, request or GenerationConfig(), net.process, net.solver)
+    return resolve(task(**task_options).cfg, request or GenerationConfig(), net.process, net.presets)
 
 
 def generator(net=NET, **options):
@@ -67,14 +67,24 @@ def test_stock_request_and_stock_task_give_the_documented_defaults():
     assert (found.repeats, found.length_factor) == ("merge", 1.0)
 
 
-def test_a_model_of_one_time_for_all_tokens_is_decoded_by_a_solver_for_it():
-    def trained(share):
-        cfg = OmegaConf.create({"model": vars(model_config(**MINIATURE)), "criterion": {"mixed_times": share}})
-        return FastDiSSModel.build_model(cfg.model, TASK)
+def trained(**options):
+    """A model as built from a checkpoint's configuration, with options of the criterion."""
+    cfg = OmegaConf.create({"model": vars(model_config(**MINIATURE)), "criterion": options})
+    return FastDiSSModel.build_model(cfg.model, TASK)
 
-    assert decoding(net=trained(0.0)).sampler.solver == "renoise"
-    assert decoding(net=trained(0.0), decoding_solver="ddim").sampler.solver == "ddim"
-    assert decoding(net=trained(0.5)).sampler.solver == "mask_predict"
+
+def test_a_model_of_one_time_for_all_tokens_is_decoded_by_a_solver_for_it():
+    one_time = trained(mixed_times=0.0)
+    assert decoding(net=one_time).sampler.solver == "renoise"
+    assert decoding(net=one_time, decoding_solver="ddim").sampler.solver == "ddim"
+    assert decoding(net=trained(mixed_times=0.5)).sampler.solver == "mask_predict"
+
+
+def test_a_model_that_never_met_an_estimate_is_given_none():
+    without = trained(self_conditioning_prob=0.0)
+    assert decoding(net=without).sampler.self_conditioning == "none"
+    assert decoding(net=without, decoding_self_conditioning="previous").sampler.self_conditioning == "previous"
+    assert decoding(net=trained(self_conditioning_prob=0.5)).sampler.self_conditioning == "previous"
 
 
 @pytest.mark.parametrize("request_type", [GenerationConfig, Namespace])
@@ -201,6 +211,15 @@ def test_bfloat16_weights_change_little():
     assert scores[0] != scores[1]
     alike = sum(abs(a - b) < 0.1 for a, b in zip(*scores))
     assert alike >= len(exact) - 2  # a close decision about a length may turn
+
+
+@pytest.mark.parametrize("others", [{}, {"decoding_bf16": True, "decoding_compile": True}], ids=str)
+def test_a_changed_model_is_for_what_it_was_changed_for(others):
+    net = model(seed=3)
+    deployed(net, decoding_bf16=True)
+    with pytest.raises(FastDiSSError, match="changed by --decoding-bf16.* load it anew"):
+        deployed(net, **others)
+    assert words(deployed(net, decoding_bf16=True)) == words(deployed(model(seed=3), decoding_bf16=True))
 
 
 @pytest.mark.slow

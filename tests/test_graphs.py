@@ -18,7 +18,6 @@ from test_generator import words
 from fastdiss_fairseq.compat import FastDiSSError, bfloat16, capture, kept_casts
 from fastdiss_fairseq.generation.candidates import Special
 from fastdiss_fairseq.generation.config import decoding_defaults
-from fastdiss_fairseq.generation.deployment import Deployment
 from fastdiss_fairseq.generation.stages import Stages, round_up, upto
 from fastdiss_fairseq.modules import graphs
 from fastdiss_fairseq.modules.graphs import Graphs, Recorder, Recording
@@ -165,7 +164,7 @@ def test_what_moves_weights_gives_up_the_recordings():
     generator, _, recorded = pair(model, {})
     generator.generate([recorded], sent(SOURCES[:2]))
     assert recorded.graphs.recordings and not copy.deepcopy(recorded).graphs.recordings
-    Deployment(frozenset({"decoding_bf16"})).prepare(recorded, [0, 1, 2])
+    recorded.to_bfloat16()
     assert not recorded.graphs.recordings
     generator.generate([recorded], sent(SOURCES[:2]))
     assert recorded.graphs.recordings

@@ -266,6 +266,23 @@ def test_criterion_errors_are_the_users(options, message):
         criterion(**options)
 
 
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, []),
+        ({"self_conditioning_prob": 1.0}, ["--self-conditioning-prob 1: decoding begins without an estimate"]),
+        ({"self_conditioning_prob": 0.0}, ["so SCP changes nothing"]),
+        ({"mixed_times": 1.0}, ["so MANS changes nothing"]),
+        ({"self_conditioning_prob": 0.0, "mixed_times": 1.0, **OFF}, []),
+    ],
+    ids=str,
+)
+def test_probabilities_at_their_ends_are_remarked_on(options, expected, caplog):
+    criterion(**options)
+    found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(found) == len(expected) and all(words in line for words, line in zip(expected, found))
+
+
 def test_options_of_what_is_switched_off_are_not_read():
     criterion(no_mans=True, max_update=0, mans_scale=[2.0])
     criterion(no_scp=True, scp_hops=3)

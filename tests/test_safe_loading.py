@@ -14,7 +14,7 @@ from fairseq import checkpoint_utils
 from fastdiss_fairseq import FastDiSS
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.bundle import DESCRIPTION, WEIGHTS, verify
-from fastdiss_fairseq.tools.records import sha256
+from fastdiss_fairseq.bundle import sha256
 
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
 

@@ -15,7 +15,8 @@ from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, gener
 
 from fastdiss_fairseq.compat import FastDiSSError
 from fastdiss_fairseq.tools import ablate, export, report, scoring, sweep
-from fastdiss_fairseq.tools.records import Records, circumstances, count_parameters, sha256
+from fastdiss_fairseq.bundle import sha256
+from fastdiss_fairseq.tools.records import Records, circumstances, count_parameters
 
 WORDS = "a man walks down the old street with his small brown dog".split()
 

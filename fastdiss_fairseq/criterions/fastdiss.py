@@ -31,31 +31,35 @@ NOISE_LEVELS = 10
 
 @dataclass
 class FastDiSSLossConfig(FairseqDataclass):
-    """How the model is trained; nothing here matters for decoding."""
+    """How the model is trained.  What decoding goes by where it is told nothing: ``mixed_times`` and
+    ``self_conditioning_prob``, at 0 (:class:`..models.fastdiss.FastDiSSModel`)."""
 
-    self_conditioning_prob: float = option(0.5, "probability that a sentence trains with an estimate")
+    self_conditioning_prob: float = option(
+        TrainingPlan.self_conditioning, "probability that a sentence trains with an estimate"
+    )
     self_conditioning_estimate: ChoiceEnum(["direct", "expected"]) = option(
-        "expected", "what self-conditioning gets in training; see --decoding-estimate"
+        TrainingPlan.estimate, "what self-conditioning gets in training; see --decoding-estimate"
     )
     mixed_times: float = option(
-        0.75,
+        TrainingPlan.mixed_times,
         "probability that a sentence trains with tokens that are known (t = 0) or unknown (t = 1), which "
         "--decoding-solver mask_predict needs; 0: all tokens of a sentence share one t",
     )
     no_scp: bool = option(False, "switch off SCP, self-conditioning perturbation")
     scp_rule: ChoiceEnum(list(RULES)) = option(
-        "budget", "how far the estimate's time t' lies behind t: one step of a K-step grid, U(t, 1), or constant gamma"
+        Perturbation.rule,
+        "how far the estimate's time t' lies behind t: one step of a K-step grid, U(t, 1), or constant gamma",
     )
     scp_coupling: ChoiceEnum(list(COUPLINGS)) = option(
-        "forward", "the estimate's input: z_t noised further, or fresh noise on z_0"
+        Perturbation.coupling, "the estimate's input: z_t noised further, or fresh noise on z_0"
     )
-    scp_hops: int = option(1, "1, or 2: the estimate at t' is conditioned on one from t'' > t'")
+    scp_hops: int = option(Perturbation.hops, "1, or 2: the estimate at t' is conditioned on one from t'' > t'")
     scp_budgets: List[int] = field(
-        default_factory=lambda: [2, 3, 5, 10, 20],
+        default_factory=lambda: list(Perturbation.budgets),
         metadata={"help": "step counts K that the rule 'budget' draws from"},
     )
-    scp_gamma: float = option(1.0, "gamma of the rule 'gamma'")
-    scp_lambda: float = option(1.0, "lambda of the rule 'gamma'")
+    scp_gamma: float = option(Perturbation.gamma, "gamma of the rule 'gamma'")
+    scp_lambda: float = option(Perturbation.shrink, "lambda of the rule 'gamma'")
     no_mans: bool = option(False, "switch off MANS, model-aware noise scaling")
     mans_scale: List[float] = field(default_factory=lambda: [2.0], metadata={"help": "MANS scale beta in each phase"})
     mans_phase: List[float] = field(
@@ -65,9 +69,9 @@ class FastDiSSLossConfig(FairseqDataclass):
     mans_start: float = option(0.75, "where the first MANS phase begins (before: beta = 1); as --mans-phase")
     diffusion_loss_weight: float = option(0.1, "weight of the diffusion loss, ||estimate - z_0||^2 / D")
     rounding: ChoiceEnum(["anchor", "exact"]) = option(
-        "anchor", "the rounding loss' softmax is taken at the estimate (anchor) or at z_0 (exact)"
+        TrainingPlan.rounding, "the rounding loss' softmax is taken at the estimate (anchor) or at z_0 (exact)"
     )
-    label_smoothing: float = option(0.0, "label smoothing of the rounding loss")
+    label_smoothing: float = option(TrainingPlan.label_smoothing, "label smoothing of the rounding loss")
     length_loss_factor: float = option(0.1, "weight of the length loss")
     log_noise_levels: bool = option(
         False, f"log losses, accuracy and what MANS does in {NOISE_LEVELS} bins of t (scripts/plot_training.py)"
@@ -79,7 +83,11 @@ class FastDiSSLossConfig(FairseqDataclass):
 
 @register_criterion("fastdiss_loss", dataclass=FastDiSSLossConfig)
 class FastDiSSLoss(FairseqCriterion):
-    """L = weight L_diffusion + L_round + factor L_length, a mean over target tokens (method, section 1)."""
+    """L = weight L_diffusion + L_round + factor L_length, a mean over target tokens (method, section 1).
+
+    Raises:
+        FastDiSSError: an option out of its range.
+    """
 
     trains = FastDiSSModel
 
@@ -93,10 +101,12 @@ class FastDiSSLoss(FairseqCriterion):
         try:
             self.scp = None if cfg.no_scp else perturbation_from(cfg)
             self.phases = None if cfg.no_mans else phases_from(cfg)
-            if self.phases:
-                logger.info(f"MANS: {self.phases}")
         except ValueError as error:
             raise FastDiSSError(str(error)) from None
+        if self.phases:
+            logger.info(f"MANS: {self.phases}")
+        for remark in remarks(cfg):
+            logger.warning(remark)
 
     @classmethod
     def build_criterion(cls, cfg, task):
@@ -228,6 +238,18 @@ def log_noise_levels(sums: Dict[str, List[float]]) -> None:
         for name in ("diffusion_loss", "rounding_loss"):
             metrics.log_scalar(f"{name}_t{k}", mean(name, tokens), tokens[k], round=3)
         metrics.log_scalar(f"moved_t{k}", 100 * mean("moved", drawn), drawn[k], round=2)
+
+
+def remarks(cfg: FastDiSSLossConfig) -> List[str]:
+    """What probabilities at their ends take from a training."""
+    found = []
+    if cfg.self_conditioning_prob == 1:
+        found.append("--self-conditioning-prob 1: decoding begins without an estimate, which no sentence trains then")
+    if cfg.self_conditioning_prob == 0 and not cfg.no_scp:
+        found.append("--self-conditioning-prob 0: there are no estimates, so SCP changes nothing")
+    if cfg.mixed_times == 1 and not cfg.no_mans:
+        found.append("--mixed-times 1: tokens are known or unknown and stay so, so MANS changes nothing")
+    return found
 
 
 def perturbation_from(cfg: FastDiSSLossConfig) -> Perturbation:

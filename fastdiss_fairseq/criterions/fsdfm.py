@@ -1,6 +1,7 @@
 """The FS-DFM criterion: flow matching, and with step-aware models learning from the teacher."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Dict
 
 import torch
@@ -11,6 +12,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 
+from ..compat import FastDiSSError
 from ..diffusion.noise import fold
 from ..flow.teacher import TEACHERS
 from ..flow.training import FlowPlan
@@ -25,13 +27,14 @@ class FSDFMLossConfig(FairseqDataclass):
     """How the model is trained; nothing here matters for decoding."""
 
     teacher: ChoiceEnum(list(TEACHERS)) = option(
-        "rk4", "with --step-aware: the teacher looks four times (rk4) or twice (heun)"
+        FlowPlan.teacher, "with --step-aware: the teacher looks four times (rk4) or twice (heun)"
     )
     teacher_temperature: float = option(
-        0.0, "with --step-aware: of the words that the teacher jumps to; 0: its likeliest, 1: drawn from its prediction"
+        FlowPlan.temperature,
+        "with --step-aware: of the words that the teacher jumps to; 0: its likeliest, 1: drawn from its prediction",
     )
     step_size_tilt: float = option(
-        1.0, "with --step-aware: P(h = 2^-k) is proportional to 2^(tilt k), k = 0, ..., 10; 0: all alike"
+        FlowPlan.tilt, "with --step-aware: P(h = 2^-k) is proportional to 2^(tilt k), k = 0, ..., 10; 0: all alike"
     )
     length_loss_factor: float = option(0.1, "weight of the length loss")
     seed: int = II("common.seed")
@@ -43,7 +46,7 @@ class FSDFMLoss(FairseqCriterion):
     """L = L_flow + L_teacher + factor L_length, a mean over target tokens (method, section 7).
 
     Raises:
-        FastDiSSError: a negative temperature or weight.
+        FastDiSSError: a negative temperature or weight, or an infinite tilt.
     """
 
     trains = FSDFMModel
@@ -52,6 +55,8 @@ class FSDFMLoss(FairseqCriterion):
         super().__init__(task)
         for name in ("teacher_temperature", "length_loss_factor"):
             check_not_negative(name, getattr(cfg, name))
+        if not -inf < cfg.step_size_tilt < inf:
+            raise FastDiSSError(f"--step-size-tilt must be a finite number, not {cfg.step_size_tilt}")
         self.cfg = cfg
 
     @classmethod

@@ -1,6 +1,7 @@
 """MANS, model-aware noise scaling: more noise for tokens that the model already gets right."""
 
 from bisect import bisect_right
+from math import inf
 from typing import Sequence, Tuple
 
 import torch
@@ -37,8 +38,9 @@ class PhaseTable:
     def __init__(self, scales: Sequence[float], phases: Sequence[float], start: float = 0, max_update: int = 0):
         if len(scales) != len(phases) + 1:
             raise ValueError(f"{len(scales)} MANS scales need {len(scales) - 1} phase boundaries, not {len(phases)}")
-        if min(scales) < 1:
-            raise ValueError(f"MANS scales must be at least 1, not {min(scales)}")
+        wrong = [scale for scale in scales if not 1 <= scale < inf]
+        if wrong:
+            raise ValueError(f"MANS scales must be numbers of at least 1, not {wrong[0]}")
         self.scales: Tuple[float, ...] = (1.0, *map(float, scales))
         self.starts = [self._update(value, max_update) for value in (start, *phases)]
         if any(b <= a for a, b in zip(self.starts, self.starts[1:])) or self.starts[0] < 0:

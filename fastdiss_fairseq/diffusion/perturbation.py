@@ -9,6 +9,7 @@ choosing t' fixes both: lambda_t = alpha_{t'} / alpha_t, 1 + gamma_t^2 = sigma_{
 """
 
 import math
+from math import inf
 from dataclasses import dataclass
 from typing import Callable, Dict, Tuple
 
@@ -55,7 +56,7 @@ class Perturbation:
             raise ValueError(f"SCP hops must be 1 or 2, not {self.hops}")
         if not self.budgets or min(self.budgets) < 1:
             raise ValueError(f"SCP budgets must be step counts >= 1, not {self.budgets}")
-        if self.gamma < 0 or not 0 < self.shrink <= 1:
+        if not 0 <= self.gamma < inf or not 0 < self.shrink <= 1:
             raise ValueError("SCP needs gamma >= 0 and 0 < lambda <= 1")
 
     def later_time(self, t: Tensor, key: Tensor, process: Process, hop: int = 1) -> Tensor:

@@ -1,6 +1,7 @@
 """The forward process z_t = alpha(t) z_0 + F sigma(t) eps and its Gaussian identities."""
 
 import math
+from math import inf
 from dataclasses import dataclass
 from typing import Tuple
 
@@ -18,7 +19,7 @@ class Process:
     All methods take t of any shape in [0, 1] and return a tensor of that shape and dtype.
 
     Raises:
-        ValueError: unknown schedule, or F not positive.
+        ValueError: unknown schedule, or F no positive number.
     """
 
     schedule: str = "sqrt"
@@ -28,8 +29,8 @@ class Process:
         if self.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise ValueError(f"unknown noise schedule '{self.schedule}' (known: {known})")
-        if not self.noise_factor > 0:
-            raise ValueError(f"the noise factor must be positive, not {self.noise_factor}")
+        if not 0 < self.noise_factor < inf:
+            raise ValueError(f"the noise factor must be positive and finite, not {self.noise_factor}")
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.scales(t)[0]

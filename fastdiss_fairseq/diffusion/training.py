@@ -42,8 +42,8 @@ class TrainingPlan:
     beta: float = 1.0
     rounding: str = "anchor"
     label_smoothing: float = 0.0
-    mixed_times: float = 0.0
-    estimate: str = "direct"
+    mixed_times: float = 0.75
+    estimate: str = "expected"
 
     def rows(self) -> Rows:
         """Which sentences take part in what; on a GPU the host waits for it."""

@@ -40,7 +40,7 @@ def draw(weights: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(total, u.unsqueeze(-1) * total[:, -1:]).squeeze(-1)
 
 
-def settle(logits: Tensor, x: Tensor, u_leave: Tensor, t: Tensor, h: Tensor, rule: str = "cumulative") -> Tensor:
+def settle(logits: Tensor, x: Tensor, u_leave: Tensor, t: Tensor, h: Tensor, rule: str) -> Tensor:
     """:func:`jump` at temperature 0, where the likeliest token has all probability."""
     best = logits.argmax(-1)
     leaves = u_leave < JUMPS[rule]((x == best).to(logits.dtype), t, h)

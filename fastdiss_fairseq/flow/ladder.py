@@ -25,7 +25,7 @@ class Steps(NamedTuple):
         return self.h.squeeze(1) > SMALLEST
 
 
-def draw_steps(key: Tensor, step_aware: bool, tilt: float = 1.0) -> Steps:
+def draw_steps(key: Tensor, step_aware: bool, tilt: float) -> Steps:
     """t ~ U(0, 1 - h), and h = 2^-k with probability proportional to 2^(tilt k), k = 0, ..., RUNGS; not step-aware:
     h is the smallest.  ``key``: (B,)."""
     k = torch.full_like(key, RUNGS)

@@ -33,8 +33,8 @@ class FlowSampler:
 
     path: Path
     solver: str = CUMULATIVE
-    temperature: float = 1.0
-    last: str = "drawn"
+    temperature: float = 0.0  # as ``last`` chosen on validation (docs/fsdfm.md)
+    last: str = LIKELIEST
 
     def __post_init__(self):
         if self.solver not in JUMPS:

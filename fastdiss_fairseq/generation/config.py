@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Sequence, Union
 
 from omegaconf import DictConfig
 
@@ -14,7 +14,7 @@ from ..diffusion.process import Process
 from ..diffusion.sampling import DECODING_SOLVERS, MASK_PREDICT, RENOISE, SELF_CONDITIONING, Sampler
 from ..flow.jumps import JUMPS
 from ..flow.path import Path
-from ..flow.sampling import CUMULATIVE, LAST_STEPS, FlowSampler
+from ..flow.sampling import LAST_STEPS, FlowSampler
 from ..models.config import option
 
 #: Solvers of either family.
@@ -32,10 +32,6 @@ ESTIMATE_NAMES = (*ESTIMATES, *LAST_STEPS)
 TOLD_RATIO = 2.0
 
 
-#: FS-DFM's temperature, chosen on validation (docs/fsdfm.md).
-FLOW_TEMPERATURE = 0.0
-
-
 @dataclass
 class DecodingConfig(FairseqDataclass):
     """How to decode; the fields are options of the task."""
@@ -47,7 +43,7 @@ class DecodingConfig(FairseqDataclass):
         None,
         f"how a step moves z (default: {MASK_PREDICT}: a step takes the tokens it is most certain of as known and "
         f"begins anew with the others; for it noise factors do not matter; of models trained with --mixed-times 0: {RENOISE}); "
-        f"FS-DFM: how tokens jump (default: {CUMULATIVE})",
+        f"FS-DFM: how tokens jump (default: {FlowSampler.solver})",
     )
     decoding_noise_factor: Optional[float] = option(
         None, "noise factor of decoding (default: that of training); less sharpens"
@@ -61,10 +57,12 @@ class DecodingConfig(FairseqDataclass):
     decoding_temperature: Optional[float] = option(
         None,
         "scale of the noise that decoding starts from (default: 1); FS-DFM: temperature of the words that tokens jump "
-        f"to (default: {FLOW_TEMPERATURE:g}, the likeliest; 1: drawn from the prediction)",
+        f"to (default: {FlowSampler.temperature:g}, the likeliest; 1: drawn from the prediction)",
     )
-    decoding_self_conditioning: ChoiceEnum(list(SELF_CONDITIONING)) = option(
-        "previous", "condition on the last step's estimate, on one made anew (2 K evaluations), or on none"
+    decoding_self_conditioning: Optional[ChoiceEnum(list(SELF_CONDITIONING))] = option(
+        None,
+        "condition on the last step's estimate (previous, the default), on one made anew (recompute, 2 K evaluations), or on "
+        "none (the default of models trained with --self-conditioning-prob 0)",
     )
     decoding_estimate: Optional[ChoiceEnum(list(ESTIMATE_NAMES))] = option(
         None,
@@ -139,7 +137,7 @@ class Decoding:
         return f"K = {self.steps}, {self.sampler.solver}, {beams if count > 1 else '1 candidate'}"
 
 
-def resolve(task_cfg, request, trained: Union[Process, Path], solver: str) -> Decoding:
+def resolve(task_cfg, request, trained: Union[Process, Path], presets: Mapping[str, str]) -> Decoding:
     """Join the task's options with a request.
 
     Args:
@@ -147,7 +145,7 @@ def resolve(task_cfg, request, trained: Union[Process, Path], solver: str) -> De
         request: fairseq's GenerationConfig, or the Namespace of ``--eval-bleu-args``; where it has a
             field of :class:`DecodingConfig`, that goes before the task's.
         trained: the process, or path, the model was trained on.
-        solver: the model's, where none is asked for.
+        presets: the model's own values of options that are not given.
 
     Raises:
         FastDiSSError: an unknown option (fairseq's hub interface adds any to its GenerationConfig), or a value of another
@@ -163,11 +161,14 @@ def resolve(task_cfg, request, trained: Union[Process, Path], solver: str) -> De
         return getattr(task_cfg if hasattr(task_cfg, name) else stock, name)
 
     def given(name, otherwise):
-        return value(name) if value(name) is not None else otherwise
+        return otherwise if value(name) is None else value(name)
+
+    def chosen(name):
+        return str(given(name, presets.get(name)))
 
     family = FAMILIES[type(trained)]
     try:
-        sampler = family.sampler(trained, str(given("decoding_solver", solver)), value, given)
+        sampler = family.sampler(trained, chosen, value, given)
     except ValueError as error:
         raise FastDiSSError(str(error)) from None
     rerank = value("iter_decode_with_external_reranker")
@@ -216,19 +217,20 @@ def without_effect(task_cfg, request, decoding: Decoding) -> List[str]:
     return found
 
 
-def continuous_sampler(trained: Process, solver: str, value: Callable, given: Callable) -> Sampler:
-    """FastDiSS' sampler; ``value(name)`` is an option, ``given(name, otherwise)`` one that may be None."""
+def continuous_sampler(trained: Process, chosen: Callable, value: Callable, given: Callable) -> Sampler:
+    """FastDiSS' sampler; ``value(name)`` is an option, ``given(name, otherwise)`` one that may be None, ``chosen(name)``
+    one that the model then chooses."""
     return Sampler(
         trained=trained,
         noise_factor=given("decoding_noise_factor", trained.noise_factor),
         told_noise_factor=given("decoding_told_noise_factor", TOLD_RATIO * trained.noise_factor),
-        temperature=given("decoding_temperature", 1.0),
-        solver=solver,
-        self_conditioning=str(value("decoding_self_conditioning")),
+        temperature=given("decoding_temperature", Sampler.temperature),
+        solver=chosen("decoding_solver"),
+        self_conditioning=chosen("decoding_self_conditioning"),
     )
 
 
-def flow_sampler(trained: Path, solver: str, value: Callable, given: Callable) -> FlowSampler:
+def flow_sampler(trained: Path, chosen: Callable, value: Callable, given: Callable) -> FlowSampler:
     """FS-DFM's sampler; as :func:`continuous_sampler`.
 
     Raises:
@@ -238,9 +240,9 @@ def flow_sampler(trained: Path, solver: str, value: Callable, given: Callable) -
         raise ValueError("--early-exit is for FastDiSS: FS-DFM's tokens may jump after a step without a change")
     return FlowSampler(
         path=trained,
-        solver=solver,
-        temperature=given("decoding_temperature", FLOW_TEMPERATURE),
-        last=str(given("decoding_estimate", LAST_STEPS[0])),
+        solver=chosen("decoding_solver"),
+        temperature=given("decoding_temperature", FlowSampler.temperature),
+        last=str(given("decoding_estimate", FlowSampler.last)),
     )
 
 

@@ -36,10 +36,13 @@ class Deployment:
             never: ids that are not read.
 
         Raises:
-            FastDiSSError: what the model cannot do.
+            FastDiSSError: what the model cannot do, or a model that was changed otherwise before.
         """
-        if model.deployment == self:
+        if model.changed_by == self.chosen:
             return
+        if model.changed_by:
+            before = ", ".join(map(flag, sorted(model.changed_by)))
+            raise FastDiSSError(f"the model was changed by {before}, which is not undone or added to: load it anew")
         if "decoding_int8" in self.chosen:
             model.quantise()
         if "decoding_bf16" in self.chosen:
@@ -52,7 +55,7 @@ class Deployment:
             if not isinstance(model, FastDiSSModel):
                 raise FastDiSSError("--decoding-onnx is for FastDiSS, not for FS-DFM")
             model.use_onnx(never)
-        model.deployment = self
+        model.changed_by = self.chosen
 
 
 UNCHANGED = Deployment()

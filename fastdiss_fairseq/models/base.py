@@ -3,7 +3,7 @@
 import contextlib
 import zlib
 from dataclasses import fields
-from typing import NamedTuple, Optional
+from typing import FrozenSet, NamedTuple, Optional
 
 import torch
 from omegaconf import open_dict
@@ -48,7 +48,7 @@ class FewStepModel(BaseFairseqModel):
         self.cfg, self.padding_idx = cfg, target_dictionary.pad()
         self.num_updates = 0
         self.runtime: Optional[OnnxRuntime] = None  # evaluates the networks in the place of torch
-        self.deployment: Optional[object] = None  # how it was changed for decoding
+        self.changed_by: FrozenSet[str] = frozenset()  # the options that changed it for decoding
         self.graphs: Optional[Graphs] = None  # recordings of how it decodes, on a GPU
         checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
         self.register_buffer("dictionary_versions", torch.tensor(checksums))  # fairseq's EMA leaves "version"s alone

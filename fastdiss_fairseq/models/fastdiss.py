@@ -1,5 +1,6 @@
 """The FastDiSS model for fairseq: continuous diffusion."""
 
+from math import inf
 from typing import NamedTuple, Sequence
 
 from torch import Tensor
@@ -35,15 +36,21 @@ class TrainingOutput(NamedTuple):
 
 
 class FastDiSSModel(FewStepModel):
-    """Continuous diffusion on target embeddings, conditioned on an encoded source."""
+    """Continuous diffusion on target embeddings, conditioned on an encoded source.
+
+    Raises:
+        FastDiSSError: a noise factor that is no positive number.
+    """
 
     def __init__(self, cfg: FastDiSSConfig, source_dictionary, target_dictionary):
-        if not cfg.noise_factor > 0:
-            raise FastDiSSError(f"--noise-factor must be positive, not {cfg.noise_factor}")
+        if not 0 < cfg.noise_factor < inf:
+            raise FastDiSSError(f"--noise-factor must be positive and finite, not {cfg.noise_factor}")
         super().__init__(cfg, source_dictionary, target_dictionary)
         self.process = Process(str(cfg.noise_schedule), cfg.noise_factor)
-        # mask_predict needs to have met known tokens beside unknown ones
-        self.solver = RENOISE if trained_with(cfg, "mixed_times") == 0 else MASK_PREDICT
+        self.presets = {  # mask_predict needs to have met known tokens beside unknown ones, self-conditioning estimates
+            "decoding_solver": RENOISE if trained_with(cfg, "mixed_times") == 0 else MASK_PREDICT,
+            "decoding_self_conditioning": "none" if trained_with(cfg, "self_conditioning_prob") == 0 else "previous",
+        }
 
     def build_denoiser(self, layer: LayerConfig, positions: Positions) -> Denoiser:
         return Denoiser(layer, self.cfg.decoder_layers, self.cfg.latent_dim, positions)

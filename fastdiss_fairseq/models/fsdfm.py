@@ -13,7 +13,7 @@ from ..diffusion.noise import fold, uniform
 from ..flow.loss import generalised_kl, teacher_kl
 from ..flow.path import Path
 from ..flow.ladder import SMALLEST, Steps
-from ..flow.sampling import CUMULATIVE, FlowSampler
+from ..flow.sampling import FlowSampler
 from ..flow.teacher import TEACHERS
 from ..flow.training import Corrupted, FlowPlan, corrupt
 from ..modules.embedding import Positions
@@ -48,7 +48,7 @@ class FSDFMModel(FewStepModel):
     With ``step_aware`` it holds a moving average of itself, the ``teacher``, which is also what decodes.
     """
 
-    solver = CUMULATIVE
+    presets = {"decoding_solver": FlowSampler.solver}
 
     def __init__(self, cfg: FSDFMConfig, source_dictionary, target_dictionary):
         check_probability("teacher_decay", cfg.teacher_decay)

@@ -158,7 +158,7 @@ class FastDiSSTask(TranslationTask):
             if getattr(args, name, None):
                 raise FastDiSSError(f"FastDiSS aligns no words: {flag(name)} is not offered")
         check_models(models[:1], "score")
-        decoding = resolve(self.cfg, args, models[0].process, models[0].solver)
+        decoding = resolve(self.cfg, args, models[0].process, models[0].presets)
         check_models(models, decoding.choice)
         logger.info(f"decoding: {decoding}")
         ignored = without_effect(self.cfg, args, decoding)

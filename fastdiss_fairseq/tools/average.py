@@ -20,8 +20,8 @@ from torch import Tensor
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from ..compat import FastDiSSError
+from ..loading import weights_of
 from .command import run_as_command
-from .loading import weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +78,7 @@ def average(paths: List[Path], output: Path, last: int = 0, ema: bool = False) -
     Raises:
         FastDiSSError: a checkpoint missing, of another model, or without a moving average.
     """
-    paths = [Path(weights_of(path)) for path in paths]
-    for path in paths:
-        if not path.is_file():
-            raise FastDiSSError(f"no checkpoint {path}")
-    chosen = sorted(paths, key=lambda path: updates(load_checkpoint_to_cpu(str(path))))[-last:]
+    chosen = sorted(map(weights_of, paths), key=lambda path: updates(load_checkpoint_to_cpu(str(path))))[-last:]
     found, trainings = [], set()
     for path in chosen:  # one after the other: the optimizer's state is twice as large as the weights
         state = load_checkpoint_to_cpu(str(path))

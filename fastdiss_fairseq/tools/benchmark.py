@@ -38,6 +38,7 @@ from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
 from ..generation.candidates import Special
 from ..generation.config import DEPLOYMENTS, SIZE_BY_SIZE
 from ..generation.deployment import Deployment
+from ..loading import load as load_for
 from ..models.fsdfm import FSDFMModel
 from ..modules.graphs import Graphs, Recorder
 from ..modules.places import fixed_sizes
@@ -45,7 +46,6 @@ from ..modules.reference import ReferenceDenoiser
 from ..optim import FusedAdam
 from .ablate import SYSTEMS
 from .command import run_as_command
-from .loading import load as load_for
 from .operators import operators
 from .records import Records, circumstances, clock, peak_memory_mb
 from .stopwatch import DECODING, TRAINING, stopwatch

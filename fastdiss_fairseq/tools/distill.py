@@ -20,10 +20,11 @@ from fairseq import utils
 from fairseq.data import indexed_dataset
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 
+from ..bundle import sha256
 from ..compat import FastDiSSError, device
+from ..loading import load, weights_of
 from .command import run_as_command
-from .loading import load, weights_of
-from .records import claim, save, sha256, sha256_of_training
+from .records import claim, save, sha256_of_training
 
 #: Sentences that are decoded and saved together.
 PIECE = 2000

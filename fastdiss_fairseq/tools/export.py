@@ -21,13 +21,13 @@ from omegaconf import OmegaConf, open_dict
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import Dictionary, data_utils
 
-from ..bundle import DESCRIPTION, WEIGHTS, opened, verify
+from ..bundle import DESCRIPTION, WEIGHTS, opened, sha256, verify
 from ..compat import FastDiSSError
 from ..models.base import fingerprint
 from ..models.config import ARCHITECTURES
 from ..models.fsdfm import averaged_weights
 from .command import run_as_command
-from .records import count_parameters, sha256, versions
+from .records import count_parameters, versions
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 
+from ..bundle import sha256
 from ..compat import FastDiSSError, device
 
 PACKAGES = ("torch", "fairseq", "ve-fairseq", "sacrebleu")
@@ -124,15 +125,6 @@ def _short(word: str) -> str:
     name, equals, path = word.rpartition("=")
     whole = Path(os.path.abspath(path))
     return name + equals + str(whole.relative_to(Path.cwd()) if Path.cwd() in whole.parents else whole.name)
-
-
-def sha256(path) -> str:
-    """The checksum of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sha256_of_all(paths: Iterable[Path]) -> str:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 
+from ..bundle import sha256
 from ..compat import FastDiSSError, device
 from ..diffusion.sampling import SELF_CONDITIONING
 from ..generation.config import (
@@ -33,11 +34,11 @@ from ..generation.config import (
     decoding_defaults,
 )
 from ..generation.generator import check_models
+from ..loading import load as load_for, load_reranker, weights_of
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
-from .loading import load as load_for, load_reranker, weights_of
-from .records import Records, circumstances, clock, count_parameters, peak_memory_mb, sha256, sha256_of_all
+from .records import Records, circumstances, clock, count_parameters, peak_memory_mb, sha256_of_all
 
 #: The settings of a cell, and the option of decoding that each is.
 SETTINGS = {
@@ -130,8 +131,10 @@ def get_parser() -> argparse.ArgumentParser:
     grid = parser.add_argument_group("grid", "each combination is a cell")
     shown = {"nargs": "+", "help": "default: %(default)s"}
     grid.add_argument("--steps", type=int, default=[1, 2, 3, 5, 10, 20], **shown)
-    grid.add_argument("--self-conditioning", default=["previous"], choices=SELF_CONDITIONING, **shown)
-    grid.add_argument("--solver", nargs="+", default=[None], choices=SOLVER_NAMES, help="default: fairseq-generate's")
+    grid.add_argument(
+        "--self-conditioning", nargs="+", default=[None], choices=SELF_CONDITIONING, help="default: fairseq-generate's"
+    )
+    grid.add_argument("--solver", nargs="+", default=[None], choices=SOLVER_NAMES, help="likewise")
     grid.add_argument("--estimate", nargs="+", default=[None], choices=ESTIMATE_NAMES, help="likewise")
     grid.add_argument("--noise-factor", type=float, nargs="+", default=[None], help="default: that of training")
     grid.add_argument(
@@ -175,8 +178,6 @@ def load(path: str, args, facts: Dict[str, object]) -> Loaded:
 
 def facts_of(path: str) -> Dict[str, object]:
     """What a checkpoint says of itself."""
-    if not Path(path).is_file():
-        raise FastDiSSError(f"no checkpoint {path}")
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     return {
         "system": system_name(state["cfg"]["criterion"], state["cfg"]["model"]),
@@ -386,8 +387,8 @@ def check(args) -> None:
         raise FastDiSSError(f"--steps must be at least 1, not {min(args.steps)}")
     if "ar" in args.choice and not args.reranker:
         raise FastDiSSError("--choice ar needs an autoregressive checkpoint (--reranker)")
-    if args.reranker and not Path(args.reranker).is_file():
-        raise FastDiSSError(f"no checkpoint {args.reranker}")
+    if args.reranker:
+        weights_of(args.reranker)
     for spec in args.outputs:
         scoring.read_hypotheses(parts_of(spec)[2])
     scoring.read_lines(args.reference)

@@ -80,6 +80,8 @@ def test_one_phase_from_the_first_update():
         (((2, 3), ()), "2 MANS scales need 1 phase boundaries, not 0"),
         (((2,), (5,)), "1 MANS scales need 0 phase boundaries, not 1"),
         (((2, 0.5), (5,)), "at least 1, not 0.5"),
+        (((2, float("nan")), (5,)), "at least 1, not nan"),
+        (((float("inf"),), ()), "at least 1, not inf"),
         (((2, 3, 4), (200, 100)), "must increase"),
         (((2, 3, 4), (100, 100)), "must increase"),
         (((2, 3), (10,), 20), "must increase"),

@@ -202,6 +202,7 @@ def test_a_sentence_does_not_depend_on_the_others(rule):
         ({"budgets": ()}, "budgets"),
         ({"budgets": (5, 0)}, "budgets"),
         ({"gamma": -1.0}, "gamma >= 0"),
+        ({"gamma": float("nan")}, "gamma >= 0"),
         ({"shrink": 0.0}, "lambda"),
         ({"shrink": 1.1}, "lambda"),
     ],

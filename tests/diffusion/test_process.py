@@ -64,9 +64,9 @@ def test_unknown_schedule_names_the_known_ones():
         Process("quadratic")
 
 
-@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
 def test_noise_factor_must_be_positive(factor):
-    with pytest.raises(ValueError, match="noise factor must be positive"):
+    with pytest.raises(ValueError, match="noise factor must be positive and finite"):
         Process("sqrt", factor)
 
 

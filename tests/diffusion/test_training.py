@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -6,7 +8,11 @@ from fastdiss_fairseq.diffusion.noise_scaling import PhaseTable
 from fastdiss_fairseq.diffusion.perturbation import Perturbation
 from fastdiss_fairseq.diffusion.process import Process
 from fastdiss_fairseq.diffusion.times import Times
-from fastdiss_fairseq.diffusion.training import TrainingPlan, training_pass
+from fastdiss_fairseq.diffusion import training
+from fastdiss_fairseq.diffusion.training import training_pass
+
+#: Unless a test says otherwise, all tokens of a sentence share one t, and estimates stay as they are.
+TrainingPlan = partial(training.TrainingPlan, mixed_times=0.0, estimate="direct")
 
 B, LENGTH, D = 12, 5, 4
 KEY = fold(torch.arange(B), "test")

@@ -43,8 +43,7 @@ def posterior(path, x, t):
 
 
 def decode(path, steps, count=20000, look=posterior, **options):
-    options.setdefault("last", "drawn")
-    sampler = FlowSampler(path, **options)
+    sampler = FlowSampler(path, **{"temperature": 1.0, "last": "drawn", **options})
     return sample(
         lambda x, t: look(path, x, t), lambda function, logits, *others: function(logits, *others),
         keys(count), steps, sampler, watched=True,
@@ -134,7 +133,7 @@ def test_at_temperature_zero_the_short_way_is_the_long_one(rule):
 
 
 def test_watching_changes_nothing():
-    sampler = FlowSampler(PATHS["mask"])
+    sampler = FlowSampler(PATHS["mask"], temperature=1.0, last="drawn")
     run = lambda watched: sample(
         lambda x, t: posterior(PATHS["mask"], x, t), lambda f, *rest: f(*rest), keys(200), 6, sampler, watched
     )
@@ -145,8 +144,9 @@ def test_watching_changes_nothing():
 
 def test_decoding_a_position_does_not_depend_on_the_others():
     path, order = PATHS["uniform"], torch.randperm(500, generator=torch.Generator().manual_seed(1))
+    sampler = FlowSampler(path, temperature=1.0, last="drawn")
     look = lambda x, t: posterior(path, x, t)
-    run = lambda own: sample(look, lambda f, logits, *rest: f(logits, *rest), own, 6, FlowSampler(path)).tokens
+    run = lambda own: sample(look, lambda f, logits, *rest: f(logits, *rest), own, 6, sampler).tokens
     assert torch.equal(run(keys(500))[order], run(keys(500)[order]))
     assert torch.equal(run(keys(500))[:7], run(keys(500)[:7]))
 
@@ -276,7 +276,7 @@ def test_steps_are_powers_of_two_with_their_probabilities_and_end_in_time(tilt):
 
 
 def test_plain_training_knows_the_smallest_step_alone():
-    steps = draw_steps(keys(1000), False)
+    steps = draw_steps(keys(1000), False, 1.0)
     assert (steps.h == SMALLEST).all() and not steps.large.any() and steps.t.std() > 0.2
 
 

@@ -4,13 +4,20 @@ from pathlib import Path
 
 from fairseq import checkpoint_utils
 
-from ..bundle import Bundle
-from ..compat import FastDiSSError
+from .bundle import Bundle
+from .compat import FastDiSSError
 
 
-def weights_of(path):
-    """The checkpoint that a path stands for: its own, or that of a bundle's folder."""
-    return Bundle(path).weights if Bundle.is_at(path) else path
+def weights_of(path) -> Path:
+    """The checkpoint that a path stands for: its own, or that of a bundle's folder.
+
+    Raises:
+        FastDiSSError: there is none.
+    """
+    weights = Bundle(path).weights if Bundle.is_at(path) else Path(path)
+    if not weights.is_file():
+        raise FastDiSSError(f"no checkpoint {weights}")
+    return weights
 
 
 def load_reranker(path, task) -> list:
@@ -19,9 +26,7 @@ def load_reranker(path, task) -> list:
     Raises:
         FastDiSSError: no checkpoint, or a dictionary that does not fit.
     """
-    if not Path(path).is_file():
-        raise FastDiSSError(f"no checkpoint {path}")
-    return checkpoint_utils.load_model_ensemble([str(path)], task=task)[0]
+    return checkpoint_utils.load_model_ensemble([str(weights_of(path))], task=task)[0]
 
 
 def load(path, data, **overrides) -> tuple:
@@ -35,8 +40,6 @@ def load(path, data, **overrides) -> tuple:
         FastDiSSError: no checkpoint, no data folder, or a dictionary that does not fit.
     """
     path = weights_of(path)
-    if not Path(path).is_file():
-        raise FastDiSSError(f"no checkpoint {path}")
     if not Path(data).is_dir():
         raise FastDiSSError(f"no data folder {data}: make it with fairseq-preprocess")
     overrides = {"data": str(data), **overrides}
