@@ -1,7 +1,8 @@
 import torch
 from fairseq.data import Dictionary
 
-from fastdiss_fairseq.generation.candidates import Candidates, Decoded, with_letters
+from fastdiss_fairseq.diffusion.sampling import Decoded
+from fastdiss_fairseq.generation.candidates import Candidates, with_letters
 
 PAD = 1
 #: Ids below 20 are words, of which the specials' runs do not matter; the others are signs.

@@ -6,24 +6,14 @@ trained on sentences of known and unknown tokens (:class:`fastdiss_fairseq.diffu
 """
 
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, NamedTuple, Tuple
+from typing import Callable, Iterator, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .noise import fold, gaussian
-from .sampling import Read, Sampler
-
-
-class Prediction(NamedTuple):
-    """``tokens`` and their ``log_probs`` (S, C, T), each from the step that predicted it last; ``steps``
-    (S,) taken; ``history``: what stood after each step, where it was asked for."""
-
-    tokens: Tensor
-    log_probs: Tensor
-    steps: Tensor
-    history: List[Read]
+from .sampling import Decoded, Read, Sampler
 
 
 @dataclass
@@ -52,7 +42,7 @@ def mask_predict(
     sampler: Sampler,
     early_exit: bool = False,
     watched: bool = False,
-) -> Prediction:
+) -> Decoded:
     """Decode S sentences with C candidates each in K evaluations of the network.
 
     Args:
@@ -75,7 +65,7 @@ def mask_predict(
             sentences.latest.index_fill_(0, sentences.rows, index)
         if watched:
             history.append(Read(sentences.tokens.clone(), sentences.log_probs.clone(), sentences.rows))
-    return Prediction(sentences.tokens, sentences.log_probs, sentences.taken, history)
+    return Decoded(sentences.tokens, sentences.log_probs, sentences.taken, history)
 
 
 class Sentences:

@@ -67,6 +67,11 @@ class Sampler:
         """The process that decoding follows: the trained schedule with decoding's noise factor."""
         return Process(self.trained.schedule, self.noise_factor)
 
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a step."""
+        return 2 if self.self_conditioning == "recompute" else 1
+
     def told(self, t: Tensor) -> Tuple[Tensor, Tensor]:
         """The time the network is told at grid time t, and the scale of z that goes with it.
 
@@ -91,6 +96,16 @@ class Read(NamedTuple):
     tokens: Tensor
     log_probs: Tensor
     rows: Optional[Tensor] = None
+
+
+class Decoded(NamedTuple):
+    """Candidates: ``tokens`` and their ``log_probs`` (S, C, T); ``steps`` (S,) taken, network evaluations where a model
+    made them; ``history``: what stood after each step, where it was asked for."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    steps: Tensor
+    history: List[Read]
 
 
 class Sample(NamedTuple):

@@ -6,17 +6,7 @@ from typing import List, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from ..diffusion.sampling import Read
-
-
-class Decoded(NamedTuple):
-    """What a model makes of S sentences' C candidates: ``tokens`` and ``log_probs`` (S, C, T), ``steps`` (S,) network
-    evaluations, and ``history``, what stood after each step."""
-
-    tokens: Tensor
-    log_probs: Tensor
-    steps: Tensor
-    history: List[Read]
+from ..diffusion.sampling import Decoded, Read
 
 
 class Candidates(NamedTuple):

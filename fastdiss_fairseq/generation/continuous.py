@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from ..diffusion.mask_predict import Network, mask_predict
-from ..diffusion.sampling import MASK_PREDICT, sample
+from ..diffusion.sampling import MASK_PREDICT, Decoded, sample
 from ..models.fastdiss import FastDiSSModel
 from ..modules.places import Places
 from ..modules.rounding import Vocabulary
 from ..modules.target import Memory
-from .candidates import Decoded, Special, last_positions
+from .candidates import Special, last_positions
 from .config import Decoding
 
 
@@ -17,7 +17,13 @@ def decode(
     model: FastDiSSModel, memory: Memory, key: Tensor, mask: Tensor, decoding: Decoding, special: Special
 ) -> Decoded:
     """All candidates; key (S, C) and mask (S, C, T) lay them out."""
-    shape, vocabulary = (mask.size(2), model.cfg.latent_dim), Vocabulary.of(model.table(), special)
+    by = _by_confidence if decoding.sampler.solver == MASK_PREDICT else _by_solver
+    found = by(model, _denoiser(model, memory, mask), key, mask, decoding, special)
+    return found._replace(steps=found.steps * decoding.sampler.evaluations)
+
+
+def _denoiser(model: FastDiSSModel, memory: Memory, mask: Tensor):
+    """``(z, t, z_bar, rows) -> estimate``, (S', C, T, D), for the sentences ``rows`` (S',)."""
     whole = model.denoiser.target(mask.flatten(0, 1))
     numbers = torch.arange(mask[..., 0].numel(), device=mask.device).view(mask.shape[:2])
 
@@ -28,32 +34,37 @@ def decode(
         time = t.flatten(0, 1) if t.dim() else z.new_full((1, 1), float(t))
         return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, its_memory).view(z.shape)
 
+    return denoise
+
+
+def _by_confidence(model, denoise, key, mask, decoding, special) -> Decoded:
+    vocabulary = Vocabulary.of(model.table(), special)
+
     def read_at(estimate, rows, where, refine):
         there, how = Places.of(where & mask[rows]), decoding.estimate if refine else "direct"
         return read(model, vocabulary, estimate, mask[rows], there, how, special)
 
-    steps, sampler, early_exit = decoding.steps, decoding.sampler, decoding.early_exit
-    if sampler.solver == MASK_PREDICT:
-        network = Network(denoise, read_at, model.embedding)
-        tokens, log_probs, taken, history = mask_predict(
-            network, key, mask, shape[1], steps, sampler, early_exit, decoding.history
-        )
-    else:
-        rows, real = torch.arange(len(mask), device=mask.device), Places.of(mask)
+    network, dim = Network(denoise, read_at, model.embedding), model.cfg.latent_dim
+    return mask_predict(
+        network, key, mask, dim, decoding.steps, decoding.sampler, decoding.early_exit, decoding.history
+    )
 
-        def read_all(estimate, rows, how="direct"):
-            there = real if len(rows) == len(mask) else Places.of(mask[rows])
-            return read(model, vocabulary, estimate, mask[rows], there, how, special)
 
-        def refine(estimate, rows):
-            return estimate if decoding.estimate == "direct" else read_all(estimate, rows, decoding.estimate)[2]
+def _by_solver(model, denoise, key, mask, decoding, special) -> Decoded:
+    vocabulary, shape = Vocabulary.of(model.table(), special), (mask.size(2), model.cfg.latent_dim)
+    rows, real = torch.arange(len(mask), device=mask.device), Places.of(mask)
 
-        watched = (lambda *seen: read_all(*seen)[:2]) if decoding.history or early_exit else None
-        found = sample(denoise, key, shape, steps, sampler, watched, early_exit, refine)
-        tokens, log_probs, _ = read_all(found.estimate, rows)
-        taken, history = found.steps, found.history
-    evaluations = taken * (2 if sampler.self_conditioning == "recompute" else 1)
-    return Decoded(tokens, log_probs, evaluations, history)
+    def read_all(estimate, rows, how="direct"):
+        there = real if len(rows) == len(mask) else Places.of(mask[rows])
+        return read(model, vocabulary, estimate, mask[rows], there, how, special)
+
+    def refine(estimate, rows):
+        return estimate if decoding.estimate == "direct" else read_all(estimate, rows, decoding.estimate)[2]
+
+    watched = (lambda *seen: read_all(*seen)[:2]) if decoding.history or decoding.early_exit else None
+    found = sample(denoise, key, shape, decoding.steps, decoding.sampler, watched, decoding.early_exit, refine)
+    tokens, log_probs, _ = read_all(found.estimate, rows)
+    return Decoded(tokens, log_probs, found.steps, found.history)
 
 
 def read(

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import fold
-from ..diffusion.sampling import Read
+from ..diffusion.sampling import Decoded, Read
 from ..flow.sampling import sample
 from ..models.fsdfm import FSDFMModel
 from ..modules.places import Places
 from ..modules.rounding import by_pieces
 from ..modules.target import Memory
-from .candidates import Decoded, Special, last_positions
+from .candidates import Special, last_positions
 from .config import Decoding
 
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..compat import kept_casts
 from ..diffusion.noise import fold, sentence_key
+from ..diffusion.sampling import Decoded
 from ..models.base import FewStepModel
 from ..models.fastdiss import FastDiSSModel
 from ..models.fsdfm import FSDFMModel
 from ..modules.graphs import Graphs
 from ..modules.target import Memory
 from . import continuous, discrete
-from .candidates import Candidates, Decoded, Special
+from .candidates import Candidates, Special
 from .config import Decoding
 
 #: How the models of each family make candidates.
