@@ -550,6 +550,24 @@ def test_training_is_logged_and_plotted(ablated, tmp_path):
     assert (tmp_path / "training.png").stat().st_size > 1000
 
 
+def test_what_a_reused_estimate_costs(data, checkpoint, tmp_path):
+    line = [sys.executable, ROOT / "scripts/self_conditioning_gap.py", data, "--path", checkpoint, "--cpu", "--steps"]
+    found = {}
+    for steps in (2, 3):
+        file = tmp_path / f"{steps}.json"
+        subprocess.run([*map(str, line), str(steps), "--output", str(file)], check=True, env=ENVIRONMENT)
+        found[steps] = {record["self_conditioning"]: record for record in json.loads(file.read_text())}
+        assert list(found[steps]) == ["none", "fresh", "rehearsed", "reused"]
+        assert found[steps]["fresh"]["accuracy_of_estimate"] == found[steps]["none"]["accuracy"]
+        losses = {record["cross_entropy"] for record in found[steps].values()}
+        assert len(losses) == steps + 1  # of two steps the first has nothing to reuse: the rehearsal is the real thing
+    reused = found[2]["reused"]
+    assert {**reused, "self_conditioning": "rehearsed"} == found[2]["rehearsed"]
+    assert found[3]["reused"]["tokens"] == 2 * reused["tokens"] > 0
+    too_few = subprocess.run([*map(str, line), "1", "--output", "x"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert too_few.returncode == 1 and too_few.stderr.strip().endswith("in fewer than 2 steps")
+
+
 def test_a_log_of_a_stock_model_is_plotted_without_noise_levels(tmp_path):
     pytest.importorskip("matplotlib")
     log = tmp_path / "cmlm.log"
