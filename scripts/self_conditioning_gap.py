@@ -12,8 +12,9 @@ network looks at z_t with each of these estimates:
     rehearsed made at t + 1/K, with z_bar = 0: SCP's, at this K
     reused    made at t + 1/K, itself with the one before it, and so on from t = 1: as in decoding with K steps
 
-Writes a list of records, and prints a table: the rounding accuracy of the network's answer ("accuracy", %) and its
-cross-entropy, means over tokens and times, and the accuracy of the estimate itself.  All tokens of a sentence share one t.
+Writes a list of records, and prints a table, means over tokens and times: the rounding accuracy of the network's answer
+("accuracy", %) and its cross-entropy, the accuracy of the estimate, and how many answers are the estimate's ("agreement", %).
+All tokens of a sentence share one t.
 """
 
 import argparse
@@ -30,12 +31,14 @@ from fastdiss_fairseq.loading import load, weights_of
 from fastdiss_fairseq.models.config import trained_with
 from fastdiss_fairseq.models.fastdiss import FastDiSSModel
 from fastdiss_fairseq.modules.places import Places
-from fastdiss_fairseq.modules.rounding import rounding_loss
+from fastdiss_fairseq.modules.rounding import nearest_token, rounding_loss
 from fastdiss_fairseq.tools.command import run_as_command
 from fastdiss_fairseq.tools.records import circumstances, save
 from fastdiss_fairseq.tools.sweep import batches, facts_of
 
 ESTIMATES = ("none", "fresh", "rehearsed", "reused")
+#: Of all tokens, in percent.
+SHARES = ("accuracy", "accuracy_of_estimate", "agreement")
 
 
 def arguments():
@@ -83,17 +86,23 @@ class Looks:
     def refined(self, answer):
         return self.model.refine(answer, self.real, self.how).to(self.z_0.dtype)
 
-    def score(self, answer):
-        """Summed cross-entropy, and how many tokens the answer rounds to the right one."""
-        found = rounding_loss(*self.model.rounded(self.real.take(answer)), self.real.take(self.target))
-        return torch.stack((found.loss.double().sum(), found.correct.double().sum())).cpu()
+    def tokens(self, answer):
+        """(N,) nearest tokens of the answers at real positions."""
+        return nearest_token(*self.model.rounded(self.real.take(answer)))
+
+    def sums(self, answer, estimate=None):
+        """Over tokens: the answer's cross-entropy and right tokens; right tokens of the estimate, and those alike."""
+        target = self.real.take(self.target)
+        loss = rounding_loss(*self.model.rounded(self.real.take(answer)), target).loss
+        found = [loss.double(), self.tokens(answer) == target]
+        if estimate is not None:
+            found += [self.tokens(estimate) == target, self.tokens(estimate) == self.tokens(answer)]
+        return torch.stack([one.sum().double().cpu() for one in found])
 
     def all(self, steps: int):
-        """{estimate: (cross-entropy, correct answers, correct estimates)} summed over the grid's times, and the number
-        of tokens looked at."""
+        """{estimate: :meth:`sums` over the grid's times}, and the number of tokens looked at."""
         ascending = uniform_grid(steps)[-2::-1]
-        found = {name: torch.zeros(3, dtype=torch.float64) for name in ESTIMATES}
-        looks = 0
+        found, looks = dict.fromkeys(ESTIMATES, 0), 0
         for start in range(len(ascending) - 1):
             points = self.trajectory(ascending[start:])
             reused = None
@@ -101,10 +110,10 @@ class Looks:
                 answer = self.at(point, reused)
                 reused = self.refined(answer)
             fresh = self.at(points[0])
-            found["none"][:2] += self.score(fresh)
+            found["none"] += self.sums(fresh)
             for name, made in (("fresh", fresh), ("rehearsed", self.at(points[1])), ("reused", answer)):
                 answered = self.at(points[0], self.refined(made))
-                found[name] += torch.cat((self.score(answered), self.score(made)[1:]))
+                found[name] += self.sums(answered, made)
             looks += len(self.real.index)
         return found, looks
 
@@ -119,7 +128,7 @@ def measure(path, args) -> list:
     facts, found = facts_of(str(path)), []
     samples = batches(task, args)
     for steps in args.steps:
-        sums, count = {name: torch.zeros(3, dtype=torch.float64) for name in ESTIMATES}, 0
+        sums, count = dict.fromkeys(ESTIMATES, 0), 0
         for sample in tqdm(samples, desc=f"{facts['system']}, K = {steps}", disable=None):
             with torch.no_grad(), kept_casts():
                 some, looks = Looks(model, sample, args.seed).all(steps)
@@ -127,10 +136,9 @@ def measure(path, args) -> list:
             for name in ESTIMATES:
                 sums[name] += some[name]
         for name in ESTIMATES:
-            loss, right, right_before = (sums[name] / count).tolist()
-            scores = {"accuracy": round(100 * right, 2), "cross_entropy": round(loss, 4)}
-            if name != "none":
-                scores["accuracy_of_estimate"] = round(100 * right_before, 2)
+            loss, *shares = (sums[name] / count).tolist()
+            scores = {"cross_entropy": round(loss, 4)}
+            scores.update(zip(SHARES, (round(100 * share, 2) for share in shares)))
             found.append({**facts, "steps": steps, "self_conditioning": name, "tokens": count, **scores})
     return found
 
@@ -151,13 +159,11 @@ def main() -> None:
         for record in measure(path, args):
             records.append({**common, **record, "value": record["accuracy"]})
             save(args.output, records)
-    print("| system | K | estimate | accuracy, % | cross-entropy | accuracy of the estimate, % |")
-    print("| --- | ---: | --- | ---: | ---: | ---: |")
+    print("| system | K | estimate | cross-entropy | accuracy, % | accuracy of the estimate, % | agreement, % |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
     for r in records:
-        of_estimate = r.get("accuracy_of_estimate", "")
-        print(
-            f"| {r['system']} | {r['steps']} | {r['self_conditioning']} | {r['accuracy']} | {r['cross_entropy']} | {of_estimate} |"
-        )
+        figures = [str(r.get(name, "")) for name in ("cross_entropy", *SHARES)]
+        print(f"| {r['system']} | {r['steps']} | {r['self_conditioning']} | {' | '.join(figures)} |")
 
 
 if __name__ == "__main__":
