@@ -24,7 +24,7 @@ data=$(cd "$data" && pwd) output=$(cd "$output" && pwd)
 
 device=()
 [[ ${DEVICE:-} == --cpu ]] && device=(common.cpu=true model.autocast=none)
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} HYDRA_FULL_ERROR=1 # mistakes end in one line: hydra's own handling shows where it was
 fairseq-hydra-train --config-dir "$root/examples/config" --config-name fastdiss "+recipe=${recipe##*/}" \
     "task.data='$data'" "common.user_dir='$root/fastdiss_fairseq'" "checkpoint.save_dir='$output'" "hydra.run.dir='$output/hydra'" \
     "task.source_lang=$source_lang" "task.target_lang=$target_lang" \

@@ -56,7 +56,7 @@ def read(path, split):
     """{update: {quantity: value}} of a log; what was trained again after a restart counts once, the last time."""
     found = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if f"| {TAGS[split]} |" not in line:
+        if f"| {TAGS[split]} |" not in line and f"[{TAGS[split]}][INFO]" not in line:  # the latter by hydra
             continue
         fields = {name or other: float(value or its) for name, value, other, its in FIELD.findall(line)}
         values = {name[len(split) + 1 :] if name.startswith(f"{split}_") else name: v for name, v in fields.items()}

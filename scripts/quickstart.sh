@@ -13,8 +13,7 @@
 # training that was interrupted goes on.  Options of the environment: see scripts/environment.sh.
 set -euo pipefail
 
-source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh" # --help, before anything is installed
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh" # --help
 
 corpus=multi30k minutes=9 output='' train=''
 while [[ $# -gt 0 ]]; do
@@ -41,6 +40,8 @@ case $corpus in
         metrics=(ROUGE-L ROUGE-1 ROUGE-2 BLEU) ;;
     *) die "unknown corpus $corpus (known: multi30k, debian_de_en, debian_synopses)" ;;
 esac
+
+source "$root/scripts/environment.sh" # installs, once the options are known to be right
 
 cd "$root"
 data=data-bin/$name

@@ -218,6 +218,9 @@ train $data --criterion cross_entropy                                  | --crite
 train $data --criterion fsdfm_loss                                     | --arch fsdfm_* with fsdfm_loss
 train $data --arch fsdfm_tiny --criterion fsdfm_loss --teacher-temperature -1 | --teacher-temperature must be at least 0
 train $data --best-checkpoint-metric bleu                              | needs --eval-bleu
+train $data --best-checkpoint-metric ppl                               | ppl is not measured here
+train $data --best-checkpoint-metric rounding_accuracy                 | needs --maximize-best-checkpoint-metric
+train $data --maximize-best-checkpoint-metric                          | loss excludes --maximize
 train $data --task translation                                         | --task fastdiss
 train $data --eval-bleu --eval-bleu-args '{"decoding_step":3}'         | decoding_step
 train $data --eval-bleu --eval-bleu-args '{"decoding_steps":0}'        | at least 1
@@ -253,6 +256,8 @@ fastdiss-export $garbage --data $data --output $new                    | no chec
 fastdiss-export $transformer --data $data --output $new                | not a FastDiSS model
 fastdiss-export $checkpoint --data $folder --output $new               | no dictionary
 fastdiss-export --verify $folder                                       | no bundle
+fastdiss-benchmark $data --path $checkpoint --ar $checkpoint --output $new --cpu --parts decoding | --ar takes the checkpoint of another model than a fastdiss_tiny
+fastdiss-benchmark $data --path $checkpoint --cmlm $transformer --output $new --cpu --parts decoding | --cmlm takes the checkpoint of another model than a Transformer
 fastdiss-average $checkpoint $truncated --output $new                  | damaged
 fastdiss-average $checkpoint --output $file/average.pt                 | $file
 fastdiss-sweep $data --path $bomb --reference $reference --steps 1 --output $new | posix.system

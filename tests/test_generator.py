@@ -252,7 +252,7 @@ def test_large_batches_are_decoded_in_pieces(options, monkeypatch):
 
 
 def test_what_changes_the_model_is_no_option_of_a_request():
-    with pytest.raises(FastDiSSError, match="unknown generation option: decoding_int8"):
+    with pytest.raises(FastDiSSError, match="decoding_int8 changes the model, so it is an option of"):
         task().build_generator([NET], Namespace(decoding_int8=True))
     with pytest.raises(FastDiSSError, match="--decoding-int8 excludes --decoding-compile"):
         task(decoding_int8=True, decoding_compile=True).build_generator([NET], Namespace())
@@ -610,6 +610,8 @@ def test_one_candidate_has_its_log_probability_with_mbr_too():
         ({"iter_decode_max_iter": 4, "sacrebleu": True}, []),
         ({"beam": 1, "lenpen": 0.5}, ["beam", "lenpen"]),
         ({"nbest": 3}, ["nbest"]),
+        ({"iter_decode_with_external_reranker": True}, ["decoding_choice"]),
+        ({"iter_decode_with_external_reranker": True, "iter_decode_with_beam": 2}, []),
     ],
     ids=str,
 )

@@ -573,8 +573,8 @@ def test_a_log_of_a_stock_model_is_plotted_without_noise_levels(tmp_path):
     log = tmp_path / "cmlm.log"
     log.write_text(
         "2026 | INFO | train_inner | epoch 001:     50 / 130 loss=12.3, ppl=47.9, num_updates=50, lr=0.00025, wall=46\n"
-        "2026 | INFO | train_inner | epoch 001:     99 / 130 loss=nan, ppl=47.9, num_updates=99, lr=0.00025, wall=46\n"
-        "2026 | INFO | valid | epoch 001 | valid on 'valid' subset | loss 4.5 | ppl 12 | bleu 7.5 | num_updates 100\n"
+        "[2026][train_inner][INFO] - epoch 001:     99 / 130 loss=nan, ppl=47.9, num_updates=99, lr=0.00025, wall=46\n"
+        "[2026][valid][INFO] - epoch 001 | valid on 'valid' subset | loss 4.5 | ppl 12 | bleu 7.5 | num_updates 100\n"
         "2026 | INFO | train_inner | epoch 001:     50 / 130 loss=11.9, ppl=47.9, num_updates=50, lr=0.00025, wall=46\n"
     )
     line = [sys.executable, ROOT / "scripts/plot_training.py", log, "--output", tmp_path / "out"]

@@ -161,6 +161,8 @@ def main():
     parser.add_argument("--wait", type=float, default=Limits.wait, help="seconds to wait for more of them")
     parser.add_argument("--queue", type=int, default=Limits.queue, help="requests that may wait")
     args = parser.parse_args()
+    if args.batch < 1 or args.queue < 1 or args.wait < 0:
+        parser.error("--batch and --queue must be at least 1, --wait at least 0")
     model = FastDiSS.from_pretrained(args.bundle, args.device, decoding_onnx=args.onnx)
     app = create_app(model, Limits(batch=args.batch, wait=args.wait, queue=args.queue))
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning")

@@ -90,6 +90,11 @@ class FastDiSSLoss(FairseqCriterion):
     """
 
     trains = FastDiSSModel
+    #: What a checkpoint can be chosen by, and whether more of it is better.
+    measures = {
+        **dict.fromkeys(("loss", "diffusion_loss", "rounding_loss", "length_loss"), False),
+        "rounding_accuracy": True,
+    }
 
     def __init__(self, cfg: FastDiSSLossConfig, task):
         super().__init__(task)

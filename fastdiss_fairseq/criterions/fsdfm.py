@@ -50,6 +50,8 @@ class FSDFMLoss(FairseqCriterion):
     """
 
     trains = FSDFMModel
+    #: What a checkpoint can be chosen by, and whether more of it is better.
+    measures = {**dict.fromkeys(("loss", "flow_loss", "teacher_loss", "length_loss"), False), "accuracy": True}
 
     def __init__(self, cfg: FSDFMLossConfig, task):
         super().__init__(task)

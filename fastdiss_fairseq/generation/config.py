@@ -210,6 +210,8 @@ def without_effect(task_cfg, request, decoding: Decoding) -> List[str]:
     found = [name for name, default in stock.items() if getattr(request, name, default) != default]
     if (getattr(request, "nbest", None) or 1) > decoding.length_beam * decoding.noise_beam:
         found.append("nbest")
+    if decoding.choice != "score" and decoding.length_beam * decoding.noise_beam == 1:
+        found.append("decoding_choice")
     ours = decoding_defaults()
     for name in UNREAD.get(decoding.sampler.solver, ()):
         if str(getattr(request, name, getattr(task_cfg, name, ours[name]))) != str(ours[name]):
@@ -282,6 +284,12 @@ NUMBERS = {float: (float, int), Optional[float]: (float, int, type(None))}
 def _check(given: dict) -> None:
     """Raise FastDiSSError where a request has an unknown name, or a value of another kind."""
     known = {f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind)} - set(MODEL_OPTIONS)
+    of_models = sorted(set(given) & set(MODEL_OPTIONS))
+    if of_models:
+        raise FastDiSSError(
+            f"{', '.join(of_models)} changes the model, so it is an option of fairseq's commands and of from_pretrained, "
+            "not of a request"
+        )
     unknown = sorted(set(given) - known)
     if unknown:
         raise FastDiSSError(f"unknown generation option: {', '.join(unknown)}")

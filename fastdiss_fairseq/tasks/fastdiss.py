@@ -38,6 +38,7 @@ class FastDiSSTaskConfig(TranslationConfig, DecodingConfig):
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 
 
 @register_task("fastdiss", dataclass=FastDiSSTaskConfig)
@@ -135,7 +136,8 @@ class FastDiSSTask(TranslationTask):
         """Build the criterion.
 
         Raises:
-            FastDiSSError: another criterion than ours, or than the model's.
+            FastDiSSError: another criterion than ours, or than the model's, or the best checkpoint chosen by what it
+                does not measure, or by the worst value.
         """
         criterion = super().build_criterion(cfg, *others)
         if not hasattr(criterion, "plan"):
@@ -144,7 +146,18 @@ class FastDiSSTask(TranslationTask):
             raise FastDiSSError(
                 "--arch fastdiss_* trains with --criterion fastdiss_loss, --arch fsdfm_* with fsdfm_loss"
             )
+        if self.trained is not None:
+            self._check_measure({**criterion.measures, **({"bleu": True} if self.cfg.eval_bleu else {})})
         return criterion
+
+    def _check_measure(self, measures) -> None:
+        """Raise FastDiSSError unless the best checkpoint is chosen by one of these, in its direction."""
+        name = self.cfg.best_checkpoint_metric
+        if name not in measures:
+            raise FastDiSSError(f"--best-checkpoint-metric {name} is not measured here (of {', '.join(measures)})")
+        if measures[name] != self.cfg.maximize_best_checkpoint_metric:
+            verb = "needs" if measures[name] else "excludes"
+            raise FastDiSSError(f"--best-checkpoint-metric {name} {verb} --maximize-best-checkpoint-metric")
 
     def optimizer_step(self, optimizer, model, update_num):
         super().optimizer_step(optimizer, model, update_num)

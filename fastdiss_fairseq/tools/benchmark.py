@@ -31,6 +31,13 @@ from tqdm import tqdm
 from fairseq import utils
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 from fairseq.logging import metrics
+from fairseq.models import FairseqEncoderDecoderModel
+from fairseq.models.nat import (
+    CMLMNATransformerModel,
+    FairseqNATModel,
+    LevenshteinTransformerModel,
+    NATransformerModel,
+)
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
 from ..compat import FastDiSSError, device
@@ -39,6 +46,7 @@ from ..generation.candidates import Special
 from ..generation.config import DEPLOYMENTS, SIZE_BY_SIZE
 from ..generation.deployment import Deployment
 from ..loading import load as load_for
+from ..models.fastdiss import FastDiSSModel
 from ..models.fsdfm import FSDFMModel
 from ..modules.graphs import Graphs, Recorder
 from ..modules.places import fixed_sizes
@@ -60,6 +68,15 @@ STOCK = {
     "cmlm, 4 iterations": ("cmlm", {"iter_decode_max_iter": 3, "iter_decode_force_max_iter": True}),
     "cmlm, 10 iterations": ("cmlm", {"iter_decode_max_iter": 9, "iter_decode_force_max_iter": True}),
     "levt": ("levt", {"iter_decode_max_iter": 9}),
+}
+#: What the checkpoint of each option must hold.
+KINDS = {
+    "path": lambda model: isinstance(model, FastDiSSModel),
+    "fsdfm": lambda model: isinstance(model, FSDFMModel),
+    "ar": lambda model: isinstance(model, FairseqEncoderDecoderModel) and not isinstance(model, FairseqNATModel),
+    "nat": lambda model: isinstance(model, NATransformerModel) and not isinstance(model, CMLMNATransformerModel),
+    "cmlm": lambda model: isinstance(model, CMLMNATransformerModel),
+    "levt": lambda model: isinstance(model, LevenshteinTransformerModel),
 }
 KEY_FIELDS = ("benchmark", "system", "path", "steps", "candidates", "batch", "metric", "part")
 
@@ -108,8 +125,9 @@ def get_parser() -> argparse.ArgumentParser:
 def load(path: str, args) -> tuple:
     """Model and task of a checkpoint for the data folder, in float32 however it was trained."""
     models, cfg, task = load_for(path, args.data, autocast="none")
-    if isinstance(models[0], FSDFMModel) != (path == args.fsdfm):
-        raise FastDiSSError("--path takes the checkpoint of a FastDiSS model, --fsdfm that of an FS-DFM model")
+    for name, fits in KINDS.items():
+        if path == getattr(args, name) and not fits(models[0]):
+            raise FastDiSSError(f"--{name} takes the checkpoint of another model than a {type(models[0]).__name__}")
     return models[0].to(device(args)).eval(), cfg, task
 
 

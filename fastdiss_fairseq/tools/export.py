@@ -9,6 +9,7 @@ codes and bundle.json with languages, sizes, versions and SHA-256 checksums; ``-
 
 import argparse
 import json
+import logging
 import shutil
 import tempfile
 import zipfile
@@ -90,6 +91,10 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes:
         files.append(codes)
     elif codes != data / "codes" or "@@ " in files[-1].read_text(encoding="utf-8"):
         raise FastDiSSError(f"no BPE codes {codes}, and the words come in pieces: give subword-nmt's by --codes")
+    elif "\n\u2581" in files[-1].read_text(encoding="utf-8"):
+        logging.getLogger(__name__).warning(
+            "the words come in pieces of SentencePiece, which a bundle cannot make: it reads and writes these, separated by spaces"
+        )
     names = {file: "codes" if file == codes else file.name for file in files}
     folder.mkdir(parents=True, exist_ok=True)
     for file, name in names.items():
