@@ -155,9 +155,10 @@ class FastDiSSTask(TranslationTask):
         name = self.cfg.best_checkpoint_metric
         if name not in measures:
             raise FastDiSSError(f"--best-checkpoint-metric {name} is not measured here (of {', '.join(measures)})")
-        if measures[name] != self.cfg.maximize_best_checkpoint_metric:
-            verb = "needs" if measures[name] else "excludes"
-            raise FastDiSSError(f"--best-checkpoint-metric {name} {verb} --maximize-best-checkpoint-metric")
+        if measures[name] and not self.cfg.maximize_best_checkpoint_metric:
+            raise FastDiSSError(f"--best-checkpoint-metric {name} needs --maximize-best-checkpoint-metric")
+        if self.cfg.maximize_best_checkpoint_metric and not measures[name]:
+            raise FastDiSSError(f"--best-checkpoint-metric {name} excludes --maximize-best-checkpoint-metric")
 
     def optimizer_step(self, optimizer, model, update_num):
         super().optimizer_step(optimizer, model, update_num)
