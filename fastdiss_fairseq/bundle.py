@@ -42,7 +42,9 @@ def opened(bundle) -> Iterator[Path]:
             with zipfile.ZipFile(bundle) as archive:
                 for member in archive.infolist():
                     if member.filename != Path(member.filename).name:
-                        raise FastDiSSError(f"{bundle} is no bundle: it holds {member.filename}")
+                        raise FastDiSSError(
+                            f"{bundle} is no bundle: it holds {member.filename} (a checkpoint becomes one by fastdiss-export)"
+                        )
                     archive.extract(member, folder)
         except (zipfile.BadZipFile, OSError) as error:
             raise FastDiSSError(f"{bundle} is no bundle: {error}") from None
