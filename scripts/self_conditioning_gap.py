@@ -78,7 +78,7 @@ class Looks:
         return found
 
     def at(self, point, z_bar=None):
-        """(N, D) answers of the network at a point of the trajectory."""
+        """(B, T, D) answers of the network at a point of the trajectory."""
         t, z = point
         z_bar = torch.zeros_like(z) if z_bar is None else z_bar
         return self.model.denoise(z, t, z_bar, self.shared, self.source.memory)
@@ -94,9 +94,11 @@ class Looks:
         """Over tokens: the answer's cross-entropy and right tokens; right tokens of the estimate, and those alike."""
         target = self.real.take(self.target)
         loss = rounding_loss(*self.model.rounded(self.real.take(answer)), target).loss
-        found = [loss.double(), self.tokens(answer) == target]
+        answered = self.tokens(answer)
+        found = [loss.double(), answered == target]
         if estimate is not None:
-            found += [self.tokens(estimate) == target, self.tokens(estimate) == self.tokens(answer)]
+            before = self.tokens(estimate)
+            found += [before == target, before == answered]
         return torch.stack([one.sum().double().cpu() for one in found])
 
     def all(self, steps: int):

@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 import pytest
+from fairseq.logging import metrics
 import torch
 from fairseq.models import ARCH_MODEL_REGISTRY
 from helpers import batch, flow_criterion, flow_model, model, model_config, sentences, task
@@ -239,6 +240,13 @@ def test_for_small_steps_the_teacher_says_what_it_predicts_itself(teacher):
     with torch.no_grad():
         found = net.combined(seen, SAMPLE["net_input"]["src_tokens"], target.ne(PAD), Places.of(movable), plan)
         assert torch.allclose(found[movable], predict(net, seen.x_t, *seen.steps)[movable], atol=1e-3)
+
+
+def test_what_a_checkpoint_is_chosen_by_is_logged():
+    loss = flow_criterion()
+    with metrics.aggregate(new_root=True) as logged:
+        loss.reduce_metrics([run(loss, flow_model())[2]])
+    assert set(loss.measures) <= set(logged.get_smoothed_values())
 
 
 @pytest.mark.parametrize("tilt", [float("nan"), float("inf"), -float("inf")])

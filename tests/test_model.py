@@ -3,6 +3,7 @@ import copy
 from functools import partial
 
 import pytest
+from fairseq.logging import metrics
 import torch
 from helpers import batch, criterion, flow_criterion, flow_model, model, model_config, pad, sentences, task
 
@@ -281,6 +282,13 @@ def test_probabilities_at_their_ends_are_remarked_on(options, expected, caplog):
     criterion(**options)
     found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(found) == len(expected) and all(words in line for words, line in zip(expected, found))
+
+
+def test_what_a_checkpoint_is_chosen_by_is_logged():
+    loss = criterion()
+    with metrics.aggregate(new_root=True) as logged:
+        loss.reduce_metrics([run(loss, model())[2]])
+    assert set(loss.measures) <= set(logged.get_smoothed_values())
 
 
 def test_options_of_what_is_switched_off_are_not_read():

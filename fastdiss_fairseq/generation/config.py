@@ -156,19 +156,15 @@ def resolve(task_cfg, request, trained: Union[Process, Path], presets: Mapping[s
     stock = GenerationConfig()
 
     def value(name):
-        if hasattr(request, name):
-            return getattr(request, name)
-        return getattr(task_cfg if hasattr(task_cfg, name) else stock, name)
+        source = next(place for place in (request, task_cfg, stock) if hasattr(place, name))
+        return presets.get(name) if getattr(source, name) is None else getattr(source, name)
 
     def given(name, otherwise):
         return otherwise if value(name) is None else value(name)
 
-    def chosen(name):
-        return str(given(name, presets.get(name)))
-
     family = FAMILIES[type(trained)]
     try:
-        sampler = family.sampler(trained, chosen, value, given)
+        sampler = family.sampler(trained, value, given)
     except ValueError as error:
         raise FastDiSSError(str(error)) from None
     rerank = value("iter_decode_with_external_reranker")
@@ -219,20 +215,19 @@ def without_effect(task_cfg, request, decoding: Decoding) -> List[str]:
     return found
 
 
-def continuous_sampler(trained: Process, chosen: Callable, value: Callable, given: Callable) -> Sampler:
-    """FastDiSS' sampler; ``value(name)`` is an option, ``given(name, otherwise)`` one that may be None, ``chosen(name)``
-    one that the model then chooses."""
+def continuous_sampler(trained: Process, value: Callable, given: Callable) -> Sampler:
+    """FastDiSS' sampler; ``value(name)`` is an option, ``given(name, otherwise)`` one that may be None."""
     return Sampler(
         trained=trained,
         noise_factor=given("decoding_noise_factor", trained.noise_factor),
         told_noise_factor=given("decoding_told_noise_factor", TOLD_RATIO * trained.noise_factor),
         temperature=given("decoding_temperature", Sampler.temperature),
-        solver=chosen("decoding_solver"),
-        self_conditioning=chosen("decoding_self_conditioning"),
+        solver=str(value("decoding_solver")),
+        self_conditioning=str(value("decoding_self_conditioning")),
     )
 
 
-def flow_sampler(trained: Path, chosen: Callable, value: Callable, given: Callable) -> FlowSampler:
+def flow_sampler(trained: Path, value: Callable, given: Callable) -> FlowSampler:
     """FS-DFM's sampler; as :func:`continuous_sampler`.
 
     Raises:
@@ -242,7 +237,7 @@ def flow_sampler(trained: Path, chosen: Callable, value: Callable, given: Callab
         raise ValueError("--early-exit is for FastDiSS: FS-DFM's tokens may jump after a step without a change")
     return FlowSampler(
         path=trained,
-        solver=chosen("decoding_solver"),
+        solver=str(value("decoding_solver")),
         temperature=given("decoding_temperature", FlowSampler.temperature),
         last=str(given("decoding_estimate", FlowSampler.last)),
     )
