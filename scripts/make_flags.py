@@ -50,10 +50,10 @@ def flags(config) -> dict:
 
 
 def shown(action) -> str:
-    """A default as one would type it."""
+    """A default as one would type it; – where the text says it, since there is none to type."""
     if action.nargs == 0:
         return "off"
-    return "none" if action.default in (None, "") else f"`{str(action.default)}`"
+    return "–" if action.default in (None, "") else f"`{str(action.default)}`"
 
 
 def row(*cells: str) -> str:

@@ -149,6 +149,7 @@ def main() -> None:
     args = arguments()
     if min(args.steps) < 2:
         raise FastDiSSError("--steps: nothing is reused in fewer than 2 steps")
+    args.output.parent.mkdir(parents=True, exist_ok=True)  # before there is anything to lose
     common = {
         "benchmark": args.data.resolve().name,
         "split": args.subset,
