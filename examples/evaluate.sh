@@ -15,13 +15,13 @@ recipe=${RECIPE:-$(setting "$data" recipe)}
 languages "$data"
 raw=$data/raw/${SUBSET:-test}
 
-# BLEU is sacreBLEU's on raw references, tokBLEU that of Moses tokens; sentenceBLEU is DiffuSeq's mean over sentences.
+# BLEU is sacreBLEU's on raw references, tokBLEU that of Moses tokens; sentenceBLEU and dist-1 are DiffuSeq's means over sentences.
 case $recipe,$target_lang in
     translation/wmt14_en_de,de) metrics=(BLEU chrF tokBLEU compoundBLEU) ;;
     translation/*) metrics=(BLEU chrF tokBLEU) ;;
     summarization/*) metrics=(ROUGE-1 ROUGE-2 ROUGE-L) ;;
-    paraphrase/*) metrics=(BLEU tokBLEU sentenceBLEU ROUGE-L) ;;
-    simplification/*) metrics=(BLEU tokBLEU sentenceBLEU ROUGE-L SARI) ;;
+    paraphrase/*) metrics=(BLEU tokBLEU sentenceBLEU ROUGE-L dist-1) ;;
+    simplification/*) metrics=(BLEU tokBLEU sentenceBLEU ROUGE-L dist-1 SARI) ;;
     *) die "there is no recipe $recipe" ;;
 esac
 [[ -z ${METRICS:-} ]] || read -ra metrics <<< "$METRICS"

@@ -256,8 +256,8 @@ fastdiss-export $garbage --data $data --output $new                    | no chec
 fastdiss-export $transformer --data $data --output $new                | not a FastDiSS model
 fastdiss-export $checkpoint --data $folder --output $new               | no dictionary
 fastdiss-export --verify $folder                                       | no bundle
-fastdiss-benchmark $data --path $checkpoint --ar $checkpoint --output $new --cpu --parts decoding | --ar takes the checkpoint of another model than a fastdiss_tiny
-fastdiss-benchmark $data --path $checkpoint --cmlm $transformer --output $new --cpu --parts decoding | --cmlm takes the checkpoint of another model than a Transformer
+fastdiss-benchmark $data --path $checkpoint --ar $checkpoint --output $new --cpu --parts decoding | --ar takes the checkpoint of an autoregressive model; this one holds fastdiss_tiny
+fastdiss-benchmark $data --path $checkpoint --cmlm $transformer --output $new --cpu --parts decoding | --cmlm takes the checkpoint of a CMLM model; this one holds Transformer
 fastdiss-average $checkpoint $truncated --output $new                  | damaged
 fastdiss-average $checkpoint --output $file/average.pt                 | $file
 fastdiss-sweep $data --path $bomb --reference $reference --steps 1 --output $new | posix.system

@@ -231,8 +231,8 @@ def test_wrong_calls_are_explained(script, arguments, message, tmp_path):
 
 METRICS = {
     GIGAWORD: {"ROUGE-1", "ROUGE-2", "ROUGE-L"},
-    QQP: {"BLEU", "tokBLEU", "sentenceBLEU", "ROUGE-L"},
-    WIKI_AUTO: {"BLEU", "tokBLEU", "sentenceBLEU", "ROUGE-L", "SARI"},
+    QQP: {"BLEU", "tokBLEU", "sentenceBLEU", "ROUGE-L", "dist-1"},
+    WIKI_AUTO: {"BLEU", "tokBLEU", "sentenceBLEU", "ROUGE-L", "dist-1", "SARI"},
     EN_RO: {"BLEU", "chrF", "tokBLEU"},
     EN_DE: {"BLEU", "chrF", "tokBLEU", "compoundBLEU"},
 }

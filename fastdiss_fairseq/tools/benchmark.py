@@ -69,14 +69,14 @@ STOCK = {
     "cmlm, 10 iterations": ("cmlm", {"iter_decode_max_iter": 9, "iter_decode_force_max_iter": True}),
     "levt": ("levt", {"iter_decode_max_iter": 9}),
 }
-#: What the checkpoint of each option must hold.
+#: What the checkpoint of each option must hold: its name, its class and the subclass that it must not be.
 KINDS = {
-    "path": lambda model: isinstance(model, FastDiSSModel),
-    "fsdfm": lambda model: isinstance(model, FSDFMModel),
-    "ar": lambda model: isinstance(model, FairseqEncoderDecoderModel) and not isinstance(model, FairseqNATModel),
-    "nat": lambda model: isinstance(model, NATransformerModel) and not isinstance(model, CMLMNATransformerModel),
-    "cmlm": lambda model: isinstance(model, CMLMNATransformerModel),
-    "levt": lambda model: isinstance(model, LevenshteinTransformerModel),
+    "path": ("a FastDiSS model", FastDiSSModel, ()),
+    "fsdfm": ("an FS-DFM model", FSDFMModel, ()),
+    "ar": ("an autoregressive model", FairseqEncoderDecoderModel, FairseqNATModel),
+    "nat": ("a NAT model", NATransformerModel, CMLMNATransformerModel),
+    "cmlm": ("a CMLM model", CMLMNATransformerModel, ()),
+    "levt": ("a Levenshtein transformer", LevenshteinTransformerModel, ()),
 }
 KEY_FIELDS = ("benchmark", "system", "path", "steps", "candidates", "batch", "metric", "part")
 
@@ -125,9 +125,9 @@ def get_parser() -> argparse.ArgumentParser:
 def load(path: str, args) -> tuple:
     """Model and task of a checkpoint for the data folder, in float32 however it was trained."""
     models, cfg, task = load_for(path, args.data, autocast="none")
-    for name, fits in KINDS.items():
-        if path == getattr(args, name) and not fits(models[0]):
-            raise FastDiSSError(f"--{name} takes the checkpoint of another model than a {type(models[0]).__name__}")
+    for name, (kind, wanted, unwanted) in KINDS.items():
+        if path == getattr(args, name) and (not isinstance(models[0], wanted) or isinstance(models[0], unwanted)):
+            raise FastDiSSError(f"--{name} takes the checkpoint of {kind}; this one holds {type(models[0]).__name__}")
     return models[0].to(device(args)).eval(), cfg, task
 
 

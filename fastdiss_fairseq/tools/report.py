@@ -4,17 +4,11 @@ import re
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from .scoring import Score, paired_bootstrap
+from .contrasts import Lines, ablation_table, cached_scores, pairs_table, pooled, rivals
+from .rows import ROW_FIELDS, label, row_of, table, twin, value_of, varying
+from .scoring import Score
 
-#: What may tell rows of a table apart, in the order of its columns.
-ROW_FIELDS = (
-    "benchmark", "split", "system", "seed", "self_conditioning", "candidates", "choice", "solver", "estimate",
-    "noise_factor", "told_noise_factor", "temperature", "repeats", "length_factor", "decoding_seed",
-)  # fmt: skip
 TIMING = re.compile(r"Translated ([\d,]+) sentences .* in ([\d.]+)s \(([\d.]+) sentences/s")
-
-#: The hypotheses, or references, of a record.
-Lines = Callable[[dict], List[str]]
 
 
 def timing(log: str) -> Tuple[Optional[float], Optional[float]]:
@@ -29,29 +23,16 @@ def write(
     """Write ``table.md`` of all metrics, with tests and plots of one."""
     records = list(records)
     having = [record for record in records if metric in record["scores"]]
-    tests = [compare(a, b, hypotheses, references, metric) for a, b in rivals(having, baseline)]
+    scores = cached_scores(hypotheses, references, metric)
     parts = [quality_table(records, metric) for metric in metrics_of(records)]
-    parts += [speed_table(records), significance_table(tests, metric), footnote(records)]
+    parts += [speed_table(records), ablation_table(list(pooled(having, scores)), metric)]
+    parts += [pairs_table(rivals(having, baseline), scores, metric), footnote(records)]
     (folder / "table.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     plot_all(having, folder, metric)
 
 
 def metrics_of(records: Sequence[dict]) -> List[str]:
     return list(dict.fromkeys(name for record in records for name in record["scores"]))
-
-
-def row_of(record: dict) -> tuple:
-    return tuple(record.get(name) for name in ROW_FIELDS)
-
-
-def varying(records: Sequence[dict]) -> List[int]:
-    """The numbers of the row fields that differ between records; the system always counts."""
-    values = [set(column) - {None} for column in zip(*map(row_of, records))]
-    return [i for i, name in enumerate(ROW_FIELDS) if name == "system" or len(values[i]) > 1]
-
-
-def label(record: dict, shown: Sequence[int]) -> str:
-    return ", ".join(str(row_of(record)[i]) for i in shown if row_of(record)[i] is not None)
 
 
 def table_by_steps(records: Sequence[dict], title: str, value: Callable[[dict], Optional[float]], form: str) -> str:
@@ -65,24 +46,16 @@ def table_by_steps(records: Sequence[dict], title: str, value: Callable[[dict], 
             found.setdefault(row_of(record), {})[record["steps"]] = format(value(record), form)
     heads = [ROW_FIELDS[i].replace("_", " ") for i in shown]
     heads += ["no K" if k is None else f"K = {k}" for k in columns]
-    lines = [f"**{title}**", "", row(heads), row(["---"] * len(shown) + ["---:"] * len(columns))]
-    for fields, values in found.items():
-        names = ["" if fields[i] is None else str(fields[i]) for i in shown]
-        lines.append(row(names + [values.get(k, "") for k in columns]))
-    return "\n".join(lines)
-
-
-def row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    lines = [
+        ["" if fields[i] is None else str(fields[i]) for i in shown] + [values.get(k, "") for k in columns]
+        for fields, values in found.items()
+    ]
+    return f"**{title}**\n\n{table(heads, len(columns), lines)}"
 
 
 def quality_table(records: Sequence[dict], metric: str) -> str:
     having = [r for r in records if metric in r["scores"]]
     return table_by_steps(having, metric, lambda r: value_of(r, metric), ".2f")
-
-
-def value_of(record: dict, metric: str) -> float:
-    return record["scores"][metric]["value"]
 
 
 def speed_table(records: Sequence[dict]) -> str:
@@ -94,45 +67,6 @@ def footnote(records: Sequence[dict]) -> str:
     scores = {(name, Score(**r["scores"][name]).signature) for r in records for name in r["scores"]}
     lines = [f"{name}: `{signature}`" for name, signature in sorted(scores)]
     return "  \n".join([*lines, *sorted({r["device"] for r in records})])
-
-
-def rivals(records: Sequence[dict], baseline: Optional[str]) -> List[Tuple[dict, dict]]:
-    """Each system and the baseline in the same setting, and `recompute` and `previous`."""
-    pairs = [(r, twin(records, r, system=baseline)) for r in records if baseline and r["system"] != baseline]
-    anew = [r for r in records if r["self_conditioning"] == "recompute"]
-    pairs += [(r, twin(records, r, self_conditioning="previous")) for r in anew]
-    return [(a, b) for a, b in pairs if b is not None]
-
-
-def twin(records: Sequence[dict], record: dict, **other) -> Optional[dict]:
-    """The record, of the same references, that differs from ``record`` by the fields ``other`` only."""
-    identity = lambda r: (*row_of(r), r["steps"], r.get("reference_sha256"))
-    wanted = identity({**record, **other})
-    return next((r for r in records if identity(r) == wanted), None)
-
-
-def compare(record: dict, against: dict, hypotheses: Lines, references: Lines, metric: str) -> dict:
-    return {
-        "record": record,
-        "against": against["system"] if record["system"] != against["system"] else "previous",
-        "difference": value_of(record, metric) - value_of(against, metric),
-        "p": paired_bootstrap(hypotheses(record), hypotheses(against), references(record), metric),
-    }
-
-
-def significance_table(tests: Sequence[dict], metric: str) -> str:
-    if not tests:
-        return ""
-    shown = varying([test["record"] for test in tests])
-    lines = [
-        f"**Differences in {metric} and their p-values (paired bootstrap, 1,000 resamples)**", "",
-        row(["system", "against", "K", "difference", "p"]), row(["---", "---", "---:", "---:", "---:"]),
-    ]  # fmt: skip
-    for test in tests:
-        name = label(test["record"], shown)
-        figures = [f"{test['record']['steps']}", f"{test['difference']:+.2f}", f"{test['p']:.3f}"]
-        lines.append(row([name, test["against"], *figures]))
-    return "\n".join(lines)
 
 
 def plot_all(records: Sequence[dict], folder: Path, metric: str) -> None:

@@ -1,15 +1,14 @@
-"""Score text against raw references: sacreBLEU's BLEU and chrF, ROUGE, metrics of single tasks, and significance.
+"""Score text against raw references: sacreBLEU's BLEU and chrF, ROUGE and metrics of single tasks.
 
     fastdiss-score generate.txt data-bin/multi30k_de_en/raw/test.en
 
 scores the D- lines of fairseq-generate (detokenised if it ran with ``--tokenizer moses``) in the
-order of their sentence ids and prints JSON.
+order of their sentence ids and prints JSON.  Several references, as ASSET's ten: name all their files.
 """
 
 import argparse
 import itertools
 import json
-import random
 import re
 import sys
 from typing import Dict, List, NamedTuple, Optional, Sequence
@@ -25,9 +24,8 @@ MOSES_TOKENS = re.compile(r"\S ([.,:;!?]|'s|&apos;s|n't|n&apos;t)( |$)")
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 METRICS = ("BLEU", "chrF", *ROUGE)
 #: Metrics that single tasks are reported with: BLEU of Moses tokens, also with words split at hyphens; the mean of
-#: sentences' BLEU; SARI.
-TASK_METRICS = ("tokBLEU", "compoundBLEU", "sentenceBLEU", "SARI")
-RESAMPLES = 1000
+#: sentences' BLEU; the share of a sentence's tokens that are not said before in it; SARI.
+TASK_METRICS = ("tokBLEU", "compoundBLEU", "sentenceBLEU", "dist-1", "SARI")
 
 
 class Score(NamedTuple):
@@ -102,14 +100,15 @@ def detokenise(lines: Sequence[str], lang: Optional[str]) -> List[str]:
 
 def score(
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[Sequence[str]],
     metrics: Sequence[str],
     lang: str = "en",
     sources: Optional[Sequence[str]] = None,
 ) -> Dict[str, Score]:
-    """Corpus scores of detokenised hypotheses, one for each reference.
+    """Corpus scores of detokenised hypotheses.
 
     Args:
+        references: one or more lists, as sacreBLEU takes them; each has one reference for each hypothesis.
         metrics: names of :data:`METRICS` or :data:`TASK_METRICS`.
         lang: the language, for the metrics that tokenise as Moses does.
         sources: raw sources, which SARI needs.
@@ -118,39 +117,46 @@ def score(
         FastDiSSError: another number of references or sources, an unknown metric, or ROUGE not installed.
     """
     check_metrics(metrics, METRICS + TASK_METRICS)
-    if len(hypotheses) != len(references):
-        raise FastDiSSError(f"{len(hypotheses)} hypotheses but {len(references)} references")
+    for lines in references:
+        if len(hypotheses) != len(lines):
+            raise FastDiSSError(f"{len(hypotheses)} hypotheses but {len(lines)} references")
     scores = {}
     for name in metrics:
         if name in TASK_METRICS:
-            scores[name] = task_score(name, hypotheses, references, lang, sources)
+            value, signature = task_score(name, hypotheses, references, lang, sources)
         elif name in ROUGE:
             values = rouge_of_sentences(hypotheses, references, name)
-            scores[name] = Score(round(sum(values) / len(values), 2), rouge_signature())
+            value, signature = sum(values) / len(values), rouge_signature(len(references))
         else:
-            metric = sacrebleu_metric(name)
-            value = metric.corpus_score(hypotheses, [references]).score
-            scores[name] = Score(round(value, 2), str(metric.get_signature()))
+            value, signature = sacrebleu_score(sacrebleu_metric(name), hypotheses, references)
+        scores[name] = Score(round(value, 2), signature)
     return scores
 
 
 def task_score(name: str, hypotheses, references, lang: str, sources) -> Score:
-    """A score of :data:`TASK_METRICS`."""
+    """A score of :data:`TASK_METRICS`, not rounded."""
+    mean = f"nrefs:{len(references)}|case:lc|tok:{{}}|mean over sentences".format
     if name == "SARI":
         if sources is None or len(sources) != len(hypotheses):
             raise FastDiSSError(f"SARI needs the sources (--source), one for each of the {len(hypotheses)} hypotheses")
-        value = task_metrics.sari(sources, hypotheses, [[line] for line in references])
-        return Score(round(value, 2), "nrefs:1|case:lc|tok:13a|mean over sentences")
+        return Score(task_metrics.sari(sources, hypotheses, list(zip(*references))), mean("13a"))
     if name == "sentenceBLEU":
-        value = task_metrics.sentence_bleu(hypotheses, references, lang)
-        return Score(round(value, 2), "nrefs:1|case:lc|tok:moses|smooth:nltk-4|mean over sentences")
+        return Score(task_metrics.sentence_bleu(hypotheses, list(zip(*references)), lang), mean("moses|smooth:nltk-4"))
+    if name == "dist-1":
+        return Score(task_metrics.distinct(hypotheses, lang), "case:lc|tok:moses|mean over sentences")
     from sacrebleu.metrics import BLEU
 
-    metric = BLEU(tokenize="none", smooth_method="none", force=True)
     split = name == "compoundBLEU"
-    texts = [task_metrics.moses_tokens(lines, lang, split) for lines in (hypotheses, references)]
-    value = metric.corpus_score(texts[0], [texts[1]]).score
-    return Score(round(value, 2), str(metric.get_signature()).replace("tok:none", "tok:moses" + "-compound" * split))
+    hypotheses, *references = (task_metrics.moses_tokens(lines, lang, split) for lines in (hypotheses, *references))
+    metric = BLEU(tokenize="none", smooth_method="none", force=True)
+    value, signature = sacrebleu_score(metric, hypotheses, references)
+    return Score(value, signature.replace("tok:none", "tok:moses" + "-compound" * split))
+
+
+def sacrebleu_score(metric, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+    """The score by a metric of sacreBLEU, not rounded."""
+    value = metric.corpus_score(hypotheses, references).score
+    return Score(value, str(metric.get_signature()))
 
 
 def check_metrics(metrics: Sequence[str], known: Sequence[str] = METRICS) -> None:
@@ -167,52 +173,23 @@ def sacrebleu_metric(name: str):
     return {"BLEU": BLEU, "chrF": CHRF}[name]()
 
 
-def rouge_of_sentences(hypotheses: Sequence[str], references: Sequence[str], name: str) -> List[float]:
-    """Each sentence's ROUGE F1 x 100 with Porter's stemmer."""
+def rouge_of_sentences(hypotheses: Sequence[str], references: Sequence[Sequence[str]], name: str) -> List[float]:
+    """Each sentence's ROUGE F1 x 100 with Porter's stemmer, by the reference that it is best by."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise FastDiSSError("ROUGE needs rouge-score: pip install rouge-score") from None
     key = ROUGE[name]
     scorer = RougeScorer([key], use_stemmer=True)
-    return [100 * scorer.score(ref, hyp)[key].fmeasure for hyp, ref in zip(hypotheses, references)]
+    return [100 * scorer.score_multi(refs, hyp)[key].fmeasure for hyp, *refs in zip(hypotheses, *references)]
 
 
-def rouge_signature() -> str:
+def rouge_signature(count: int) -> str:
+    """What says how ROUGE was computed, by ``count`` references."""
     from importlib.metadata import version
 
-    return f"rouge-score:{version('rouge-score')}|stemmer:yes|F1|mean over sentences"
-
-
-def paired_bootstrap(hypotheses: Sequence[str], others: Sequence[str], references: Sequence[str], metric: str) -> float:
-    """The p-value of the difference of two systems (Koehn, 2004), with 1,000 resamples; 1 where there is none.
-
-    BLEU and chrF through sacreBLEU's PairedTest; ROUGE, a mean over sentences, by the same rule on
-    the sentences' differences.
-
-    Raises:
-        FastDiSSError: other numbers of sentences.
-    """
-    if not len(hypotheses) == len(others) == len(references):
-        raise FastDiSSError(f"{len(hypotheses)} and {len(others)} hypotheses for {len(references)} references")
-    if metric in ROUGE:
-        pairs = zip(*(rouge_of_sentences(lines, references, metric) for lines in (hypotheses, others)))
-        return bootstrap_of_means([a - b for a, b in pairs])
-    from sacrebleu.significance import PairedTest
-
-    systems = [("baseline", list(others)), ("system", list(hypotheses))]
-    metrics = {metric: sacrebleu_metric(metric)}
-    _, results = PairedTest(systems, metrics, [list(references)], test_type="bs", n_samples=RESAMPLES)()
-    baseline, system = next(found for name, found in results.items() if name != "System")
-    return 1.0 if system.score == baseline.score else float(system.p_value)
-
-
-def bootstrap_of_means(differences: Sequence[float]) -> float:
-    """How often a resampled mean strays from the mean as far as the mean does from 0."""
-    generator = random.Random(12345)
-    mean = sum(differences) / len(differences)
-    means = [sum(generator.choices(differences, k=len(differences))) / len(differences) for _ in range(RESAMPLES)]
-    return (1 + sum(abs(resampled - mean) >= abs(mean) for resampled in means)) / (1 + RESAMPLES)
+    best = "" if count == 1 else f"best of {count} references|"
+    return f"rouge-score:{version('rouge-score')}|stemmer:yes|F1|{best}mean over sentences"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -220,7 +197,7 @@ def get_parser() -> argparse.ArgumentParser:
         prog="fastdiss-score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("generated", help="output file of fairseq-generate")
-    parser.add_argument("reference", help="raw reference, one sentence a line")
+    parser.add_argument("references", nargs="+", metavar="reference", help="raw references, one sentence a line")
     parser.add_argument(
         "--detokenize", metavar="LANG", help="undo Moses tokenisation first: for fairseq-generate without --tokenizer"
     )
@@ -244,9 +221,9 @@ def get_parser() -> argparse.ArgumentParser:
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
     hypotheses = text_of(args.generated, args.detokenize, args.repeats)
-    references, sources = read_lines(args.reference), read_lines(args.source) if args.source else None
-    if not args.detokenize and look_tokenised(hypotheses, references):
-        print(f"{args.generated} looks tokenised and {args.reference} does not: add --detokenize", file=sys.stderr)
+    references, sources = list(map(read_lines, args.references)), read_lines(args.source) if args.source else None
+    if not args.detokenize and look_tokenised(hypotheses, references[0]):
+        print(f"{args.generated} looks tokenised and {args.references[0]} does not: add --detokenize", file=sys.stderr)
     scores = score(hypotheses, references, args.metrics, args.detokenize or "en", sources)
     result = {name: found._asdict() for name, found in scores.items()}
     print(json.dumps({"sentences": len(hypotheses), **result}, indent=2))

@@ -269,7 +269,7 @@ def common(args) -> Dict[str, object]:
 
 def scored(hypotheses: List[str], references: List[str], args) -> Dict[str, object]:
     """The fields of a record that say how good the hypotheses are; the first metric leads."""
-    scores = scoring.score(hypotheses, references, args.metrics)
+    scores = scoring.score(hypotheses, [references], args.metrics)
     lead = scores[args.metrics[0]]
     return {
         "metric": args.metrics[0],

@@ -20,19 +20,35 @@ def moses_tokens(lines: Sequence[str], lang: str, split_compounds: bool = False)
     return [re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", line) for line in found] if split_compounds else found
 
 
-def sentence_bleu(hypotheses: Sequence[str], references: Sequence[str], lang: str) -> float:
+def tokens_of(lines: Sequence[str], lang: str) -> List[List[str]]:
+    """The Moses tokens of lines in lower case."""
+    return [line.split() for line in moses_tokens([line.lower() for line in lines], lang)]
+
+
+def sentence_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], lang: str) -> float:
     """The mean of the sentences' BLEU x 100, in lower case and with NLTK's smoothing 4, as DiffuSeq reports it (there on
-    the tokens of BERT's uncased vocabulary, here on Moses tokens)."""
+    the tokens of BERT's uncased vocabulary, here on Moses tokens).
+
+    Args:
+        references: one or more for each sentence.
+    """
     try:
         from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     except ImportError:
         raise FastDiSSError("sentenceBLEU needs nltk: pip install nltk") from None
-    tokens = lambda lines: [line.split() for line in moses_tokens([line.lower() for line in lines], lang)]
     smoothing = SmoothingFunction().method4
+    columns = (tokens_of(lines, lang) for lines in (hypotheses, *zip(*references)))
     scores = [
-        sentence_bleu([reference], hypothesis, smoothing_function=smoothing) if hypothesis else 0.0
-        for hypothesis, reference in zip(tokens(hypotheses), tokens(references))
+        sentence_bleu(several, hypothesis, smoothing_function=smoothing) if hypothesis else 0.0
+        for hypothesis, *several in zip(*columns)
     ]
+    return 100 * sum(scores) / len(scores)
+
+
+def distinct(hypotheses: Sequence[str], lang: str) -> float:
+    """The mean over sentences of the share of tokens x 100 that are not said before in the sentence, in lower case: the
+    dist-1 of DiffuSeq (there on BERT's tokens, here on Moses tokens).  Empty sentences count 0."""
+    scores = [len(set(tokens)) / max(len(tokens), 1) for tokens in tokens_of(hypotheses, lang)]
     return 100 * sum(scores) / len(scores)
 
 

@@ -1,0 +1,123 @@
+"""What a sweep's records are difference_of for: each system against a baseline, recomputed against reused self-conditioning
+estimates, and, where the records are of the paper's ablation, its claims, as means over seeds."""
+
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from .rows import ROW_FIELDS, identity, label, table, twin, varying
+from .significance import RESAMPLES, Difference, resampled_scores, difference_of
+
+#: The scores of a record's corpus and of those drawn from it.
+Scores = Callable[[dict], np.ndarray]
+Lines = Callable[[dict], List[str]]
+
+PREVIOUS, RECOMPUTE = "previous", "recompute"
+
+
+def gap(system: str, sign: int = 1) -> Tuple[Tuple[int, str, str], ...]:
+    """The terms of what recomputing the estimate gains over reusing it."""
+    return ((sign, system, RECOMPUTE), (-sign, system, PREVIOUS))
+
+
+def gain(system: str, over: str) -> Tuple[Tuple[int, str, str], ...]:
+    """The terms of a system's gain over another, both reusing the estimate."""
+    return ((1, system, PREVIOUS), (-1, over, PREVIOUS))
+
+
+#: The contrasts of the ablation: name -> terms (weight, system, self-conditioning).
+ABLATION = {
+    "reusing costs: gap of standard": gap("standard"),
+    "SCP closes it: gap of standard − gap of scp": gap("standard") + gap("scp", -1),
+    "both close it: gap of standard − gap of scp+mans": gap("standard") + gap("scp+mans", -1),
+    "SCP: scp − standard": gain("scp", "standard"),
+    "MANS: mans − standard": gain("mans", "standard"),
+    "MANS adds to SCP: scp+mans − scp": gain("scp+mans", "scp"),
+    "both: scp+mans − standard": gain("scp+mans", "standard"),
+}
+
+
+class Pooled(NamedTuple):
+    """A contrast of the ablation at one K: the mean over seeds, and the value of each."""
+
+    name: str
+    record: dict  # one of those that it is of
+    mean: Difference
+    by_seed: Dict[object, float]
+
+
+def cached_scores(hypotheses: Lines, references: Lines, metric: str) -> Scores:
+    """Scores drawn once for each record."""
+    found: Dict[tuple, np.ndarray] = {}
+
+    def scores(record: dict) -> np.ndarray:
+        key = identity(record)
+        if key not in found:
+            found[key] = resampled_scores(hypotheses(record), references(record), metric)
+        return found[key]
+
+    return scores
+
+
+def rivals(records: Sequence[dict], baseline: Optional[str]) -> List[Tuple[dict, dict]]:
+    """Each system and the baseline in the same setting, and `recompute` and `previous`."""
+    pairs = [(r, twin(records, r, system=baseline)) for r in records if baseline and r["system"] != baseline]
+    anew = [r for r in records if r["self_conditioning"] == RECOMPUTE]
+    pairs += [(r, twin(records, r, self_conditioning=PREVIOUS)) for r in anew]
+    return [(a, b) for a, b in pairs if b is not None]
+
+
+def pairs_table(pairs: Sequence[Tuple[dict, dict]], scores: Scores, metric: str) -> str:
+    """The differences of pairs of records."""
+    if not pairs:
+        return ""
+    shown = varying([record for record, _ in pairs])
+    lines = []
+    for record, other in pairs:
+        against = other["system"] if record["system"] != other["system"] else PREVIOUS
+        found = difference_of(scores(record) - scores(other))
+        lines.append([label(record, shown), against, f"{record['steps']}", *figures(found)])
+    return titled(f"Differences in {metric}", table(["system", "against", "K", *FIGURES], 4, lines))
+
+
+FIGURES = ("difference", "95 % interval", "p")
+
+
+def figures(found: Difference) -> List[str]:
+    return [f"{found.value:+.2f}", f"{found.low:+.2f} to {found.high:+.2f}", f"{found.p:.3f}"]
+
+
+def titled(title: str, text: str) -> str:
+    return f"**{title} (paired bootstrap, two-sided, {RESAMPLES:,} resamples)**\n\n{text}"
+
+
+def pooled(records: Sequence[dict], scores: Scores) -> Iterable[Pooled]:
+    """The contrasts of the ablation that the records allow, of each setting and K, over all seeds that have them."""
+    standard = [r for r in records if r["system"] == "standard" and r["self_conditioning"] == PREVIOUS]
+    settings = {identity({**r, "seed": None}): r for r in standard}
+    for name, terms in ABLATION.items():
+        for setting in settings.values():
+            found = {}
+            for seed in dict.fromkeys(r["seed"] for r in standard):
+                of = lambda system, how: twin(records, setting, system=system, self_conditioning=how, seed=seed)
+                sides = [(weight, of(system, how)) for weight, system, how in terms]
+                if all(record is not None for _, record in sides):
+                    found[seed] = sum(weight * scores(record) for weight, record in sides)
+            if found:
+                mean = difference_of(sum(found.values()) / len(found))
+                yield Pooled(name, setting, mean, {seed: values[0] for seed, values in found.items()})
+
+
+def ablation_table(contrasts: Sequence[Pooled], metric: str) -> str:
+    """The contrasts of the ablation; nothing unless another system than standard is there."""
+    if all(contrast.name == next(iter(ABLATION)) for contrast in contrasts):
+        return ""
+    shown = [i for i in varying([contrast.record for contrast in contrasts]) if ROW_FIELDS[i] not in ("system", "seed")]
+    seeds = list(dict.fromkeys(seed for contrast in contrasts for seed in contrast.by_seed))
+    lines = []
+    for name, record, mean, by_seed in contrasts:
+        called = ", ".join(filter(None, [name, label(record, shown)]))
+        each = " / ".join(f"{by_seed[seed]:+.2f}" if seed in by_seed else "" for seed in seeds)
+        lines.append([called, f"{record['steps']}", each, *figures(mean)])
+    heads = ["contrast", "K", f"seed {' / '.join(map(str, seeds))}", "mean", *FIGURES[1:]]
+    return titled(f"The ablation in {metric}", table(heads, 5, lines))
