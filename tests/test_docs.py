@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ENVIRONMENT, ROOT
+
+from fastdiss_fairseq.tools.records import FIELDS
 
 DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples" / "serving").glob("*.md"), ROOT / "CONTRIBUTING.md"])
 names = lambda pages: [str(page.relative_to(ROOT)) for page in pages]
@@ -165,3 +168,20 @@ def test_links_lead_somewhere(page):
             heads = re.findall(r"^#+ (.*)$", aim.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
             assert anchor in anchors, target
+
+
+RESULTS = sorted((ROOT / "results").glob("*.json"))
+CURVES = [path for path in RESULTS if path.stem.startswith("memory_") or path.stem.endswith("_noise_levels")]
+
+
+@pytest.mark.parametrize("path", [path for path in RESULTS if path not in CURVES], ids=lambda path: path.stem)
+def test_results_are_records_that_any_script_can_read(path):
+    records = json.loads(path.read_text(encoding="utf-8"))
+    assert records and all(set(FIELDS) <= set(record) for record in records)
+    assert not any("/root/" in (record["command"] or "") or "/work/" in (record["command"] or "") for record in records)
+
+
+def test_results_are_indexed():
+    index = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    lost = [path.stem for path in RESULTS if f"`{path.stem}`" not in index]
+    assert lost == []

@@ -115,15 +115,16 @@ def test_the_contrasts_are_means_over_seeds():
 
 
 def test_settings_are_not_mixed():
-    cells = [("standard", 20.0, 1), ("scp", 21.0, 1), ("standard", 25.0, 5), ("scp", 25.5, 5)]
-    records = [record(system, steps=k, repeats=how) for system, _, k in cells for how in ("keep", "merge")]
-    values = {(system, k): value for system, value, k in cells}
+    values = {("standard", 1): 20.0, ("scp", 1): 21.0, ("standard", 5): 25.0, ("scp", 5): 25.5}
+    records = [
+        record(system, steps=k, repeats=how, seed=seed)
+        for system, k in values for how in ("keep", "merge") for seed in (1, 2)
+    ]  # fmt: skip
     scores = lambda r: np.full(1 + RESAMPLES, values[r["system"], r["steps"]] + (r["repeats"] == "merge"))
-    found = {
-        (each.record["steps"], each.record["repeats"]): each.mean.value for each in contrasts.pooled(records, scores)
-    }
+    pooled = list(contrasts.pooled(records, scores))
+    found = {(each.record["steps"], each.record["repeats"]): each.mean.value for each in pooled}
     assert found == {(1, "keep"): 1, (1, "merge"): 1, (5, "keep"): 0.5, (5, "merge"): 0.5}
-    assert "scp − standard, keep | 1 |" in contrasts.ablation_table(list(contrasts.pooled(records, scores)), "BLEU")
+    assert "scp − standard, keep | 1 | +1.00 / +1.00 |" in contrasts.ablation_table(pooled, "BLEU")
 
 
 def test_records_of_one_system_make_no_table():

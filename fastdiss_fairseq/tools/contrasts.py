@@ -35,6 +35,8 @@ ABLATION = {
     "MANS adds to SCP: scp+mans − scp": gain("scp+mans", "scp"),
     "both: scp+mans − standard": gain("scp+mans", "standard"),
 }
+#: Those of one seed that :func:`pairs_table` has, too.
+OF_PAIRS = [name for name, terms in ABLATION.items() if len(terms) == 2 and "standard" in (terms[0][1], terms[1][1])]
 
 
 class Pooled(NamedTuple):
@@ -109,8 +111,8 @@ def pooled(records: Sequence[dict], scores: Scores) -> Iterable[Pooled]:
 
 
 def ablation_table(contrasts: Sequence[Pooled], metric: str) -> str:
-    """The contrasts of the ablation; nothing unless another system than standard is there."""
-    if all(contrast.name == next(iter(ABLATION)) for contrast in contrasts):
+    """The contrasts of the ablation; nothing where they are no more than differences of two records."""
+    if not any(len(contrast.by_seed) > 1 or contrast.name not in OF_PAIRS for contrast in contrasts):
         return ""
     shown = [i for i in varying([contrast.record for contrast in contrasts]) if ROW_FIELDS[i] not in ("system", "seed")]
     seeds = list(dict.fromkeys(seed for contrast in contrasts for seed in contrast.by_seed))

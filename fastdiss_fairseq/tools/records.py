@@ -18,8 +18,12 @@ import torch
 from ..bundle import sha256
 from ..compat import FastDiSSError, device
 
-PACKAGES = ("torch", "fairseq", "ve-fairseq", "sacrebleu")
-
+PACKAGES = ("fastdiss-fairseq", "torch", "fairseq", "ve-fairseq", "sacrebleu")
+#: What every record has, null where it says nothing of the measurement.
+FIELDS = (
+    "benchmark", "split", "system", "steps", "self_conditioning", "candidates", "metric", "value", "signature",
+    "seconds", "sentences_per_second", "device", "seed", "updates", "command",
+)  # fmt: skip
 
 #: A path from the root among other words.
 ABSOLUTE = re.compile(r"(?<![^\s='\"])/[^\s'\"]+")
@@ -55,8 +59,8 @@ class Records:
         return len(self._found)
 
     def add(self, record: dict) -> None:
-        """Add or replace a record and save all; a crash leaves the old file or the new one."""
-        self._found[self.key(record)] = record
+        """Add or replace a record, with all of :data:`FIELDS`, and save all; a crash leaves the old file or the new one."""
+        self._found[self.key(record)] = {**record, **{name: record.get(name) for name in FIELDS}}
         save(self.path, list(self))
 
 
