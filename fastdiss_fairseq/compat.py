@@ -198,6 +198,12 @@ def export_graph(module: torch.nn.Module, inputs, file, names, sizes) -> None:
     )
 
 
+def read_lazily(path) -> dict:
+    """A checkpoint whose tensors are read where they are looked at, from torch 2.1 on."""
+    lazily = {"mmap": True} if "mmap" in inspect.signature(torch.load).parameters else {}
+    return torch.load(path, map_location="cpu", **lazily)
+
+
 def compile_calls(module: torch.nn.Module) -> None:
     """Compile calls of a module, once for all sizes of a batch; nothing where they are compiled already.
 

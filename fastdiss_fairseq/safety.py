@@ -12,6 +12,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import List
 
 import torch
 from omegaconf import OmegaConf, open_dict
@@ -20,7 +21,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 
-from .compat import FastDiSSError
+from .compat import FastDiSSError, read_lazily
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,8 @@ def _resuming(stock):
             raise FastDiSSError(
                 f"{filename} is a bundle's, which has no optimizer to go on with: give it as --finetune-from-model"
             )
+        if goes_on and trainer.data_parallel_rank == 0:
+            _name_changes(trainer.cfg, filename)
         try:
             return stock(trainer, filename, *args, **kwargs)
         except AssertionError as error:  # another optimizer or criterion
@@ -181,6 +184,30 @@ def _resuming(stock):
             raise
 
     return load_checkpoint
+
+
+def _name_changes(cfg, filename: str) -> None:
+    """Say which options of model and criterion differ from those that a FastDiSS checkpoint was trained with so far."""
+    if getattr(cfg.task, "_name", None) != "fastdiss" or not os.path.isfile(filename):
+        return
+    try:
+        changes = changed_options(read_lazily(filename).get("cfg") or {}, cfg)
+    except UNREADABLE:
+        return  # what is wrong with it is said where it is loaded
+    if changes:
+        logger.warning(f"{filename} was trained with other options until now: {'; '.join(changes)}")
+
+
+def changed_options(before: dict, now) -> List[str]:
+    """The options of model and criterion that two configurations have and disagree about, as ``--name old, now new``;
+    not those that the groups share with others (updates, seed, languages)."""
+    shared = {name for group in ("common", "optimization", "task") for name in now[group]}
+    return [
+        f"--{name.replace('_', '-')} {before[group][name]}, now {value}"
+        for group in ("model", "criterion")
+        for name, value in now[group].items()
+        if name in (before.get(group) or {}) and name not in shared and before[group][name] != value
+    ]
 
 
 def newest_whole(filename: str) -> str:

@@ -13,8 +13,11 @@ import torch
 from commands import in_process
 from conftest import ENVIRONMENT, MODEL, PLUGIN, TRAINING, preprocess, write_pairs
 from fairseq.data import indexed_dataset
+from helpers import task
+from omegaconf import OmegaConf
 
 import fastdiss_fairseq  # noqa: F401  (allows fairseq's classes in torch.load)
+from fastdiss_fairseq.compat import FastDiSSError
 
 #: Options that a command's lines below go on from.
 ALWAYS = {
@@ -369,6 +372,16 @@ def test_interactive_answers_whatever_is_typed(typed, options, places, tmp_path)
     found = [row for row in done.stdout.splitlines() if row.startswith("H-")]
     assert len(found) == answers
     assert typed != "an empty line" or found[0].split("\t")[2] == ""
+
+
+@pytest.mark.parametrize(
+    "build, message", [("build_model", "choose one by --arch"), ("build_criterion", "fastdiss_loss")]
+)
+def test_names_misspelt_in_a_configuration_of_hydras(build, message):
+    """The command line knows its choices; hydra takes any."""
+    options = {"best_checkpoint_metric": "loss", "fp16": False}
+    with pytest.raises(FastDiSSError, match=message):
+        getattr(task(**options), build)(OmegaConf.create({"_name": "fastdis"}))
 
 
 def test_an_interactive_process_survives_bytes_that_are_no_text(data, checkpoint):

@@ -115,6 +115,23 @@ def test_a_truncated_last_checkpoint_is_named_and_the_newest_whole_one_taken(dat
     assert updates(saved / "checkpoint_last.pt") == 8
 
 
+def test_going_on_with_other_options_is_remarked_on(data, saved, caplog):
+    changed = ["--noise-factor", 3, "--self-conditioning-prob", 0.25, "--max-update", 8, "--disable-validation"]
+    done = in_process(training(data, saved, *changed, "--lr", 0.01))
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = [record.message for record in caplog.records if record.name == "fastdiss_fairseq.safety"]
+    assert line.endswith(
+        "trained with other options until now: --noise-factor 4.0, now 3.0; --self-conditioning-prob 0.5, now 0.25"
+    )
+
+
+def test_a_new_training_from_weights_may_have_any_options(data, saved, tmp_path, caplog):
+    weights = ["--finetune-from-model", saved / "checkpoint_last.pt", "--noise-factor", 3]
+    done = in_process(training(data, tmp_path / "new", *weights, "--max-update", 1, "--disable-validation"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "other options" not in caplog.text
+
+
 def test_damaged_ones_before_it_are_skipped_too(saved):
     first, *others = sorted(saved.glob("checkpoint_*_*.pt"), key=updates)
     for path in (*others, saved / "checkpoint_last.pt"):

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from omegaconf import II
 
 from fairseq import utils
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import data_utils
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
@@ -122,9 +124,13 @@ class FastDiSSTask(TranslationTask):
             check_direction(cfg, self.cfg)
         elif hasattr(cfg, "source_lang"):  # as inferred from the data, for the checkpoint to say
             cfg.source_lang, cfg.target_lang = self.cfg.source_lang, self.cfg.target_lang
+        others = FastDiSSError(f"--task fastdiss trains the models {', '.join(ARCHITECTURES)}: choose one by --arch")
+        name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+        if not from_checkpoint and name not in {*MODEL_REGISTRY, *ARCH_MODEL_REGISTRY}:
+            raise others  # a name misspelt in a configuration of hydra's
         model = super().build_model(cfg, from_checkpoint)
         if not from_checkpoint and not isinstance(model, FewStepModel):
-            raise FastDiSSError(f"--task fastdiss trains the models {', '.join(ARCHITECTURES)}: choose one by --arch")
+            raise others
         if not from_checkpoint:
             self.trained = type(model)
         elif isinstance(model, FSDFMModel):
@@ -139,7 +145,8 @@ class FastDiSSTask(TranslationTask):
             FastDiSSError: another criterion than ours, or than the model's, or the best checkpoint chosen by what it
                 does not measure, or by the worst value.
         """
-        criterion = super().build_criterion(cfg, *others)
+        known = getattr(cfg, "_name", None) in CRITERION_REGISTRY  # unless misspelt in a configuration of hydra's
+        criterion = super().build_criterion(cfg, *others) if known else None
         if not hasattr(criterion, "plan"):
             raise FastDiSSError("--task fastdiss trains with --criterion fastdiss_loss or fsdfm_loss alone")
         if self.trained is not None and not issubclass(self.trained, criterion.trains):

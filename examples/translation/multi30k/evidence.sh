@@ -4,11 +4,11 @@
 #
 #   evidence.sh [OUTPUT]
 #
-# ARCH=fastdiss_tiny  UPDATES=1800  MAX_TOKENS=4000  JOBS=2  SEEDS="1"  options of the trainings
-# OPTIONS=            further ones of the FastDiSS trainings (the committed ablation of all four: --mixed-times 0.5 --diffusion-loss-weight 1)
-# BASELINE_UPDATES=2400  of fairseq's models
+# ARCH=fastdiss_tiny  UPDATES=1800  MAX_TOKENS=4000  JOBS=2  SEEDS="1 2"  options of the trainings
+# OPTIONS=            further ones of the FastDiSS trainings
+# BASELINE_UPDATES=1800  of fairseq's models
 # DEVICE=--cpu        empty: a GPU
-# STEPS="1 2 3 5 10 20 50"   REPEATS=merge   (keep: the committed tables of the ablations; both, too)
+# STEPS="1 2 3 5 10 20 50"
 # Finished trainings and cells are not repeated: with checkpoints in OUTPUT this makes the tables alone.
 set -euo pipefail
 
@@ -19,8 +19,7 @@ output=${1:-$root/runs/ablation}
 updates=${UPDATES:-1800}
 device=${DEVICE---cpu}
 read -ra steps <<< "${STEPS:-1 2 3 5 10 20 50}"
-read -ra seeds <<< "${SEEDS:-1}"
-read -ra repeats <<< "${REPEATS:-merge}"
+read -ra seeds <<< "${SEEDS:-1 2}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 bash "$root/examples/translation/multi30k/prepare.sh"
@@ -31,7 +30,7 @@ fastdiss-ablate "$data" --output "$output" --jobs "${JOBS:-2}" --seeds "${seeds[
     --max-tokens ${MAX_TOKENS:-4000} --max-update $updates --save-interval-updates $((updates / 2)) \
     --validate-interval 1000 --num-workers $(workers "$device") --log-interval 50 --log-noise-levels --autocast bf16 $device ${OPTIONS:-}"
 for system in ar cmlm; do
-    UPDATES=${BASELINE_UPDATES:-2400} DEVICE=$device bash "$root/examples/baselines.sh" "$system" "$data" "$output/baselines"
+    UPDATES=${BASELINE_UPDATES:-1800} DEVICE=$device bash "$root/examples/baselines.sh" "$system" "$data" "$output/baselines"
 done
 
 paths=() names=()
@@ -44,7 +43,7 @@ sweep() {
     local subset=$1 folder=$2
     shift 2
     fastdiss-sweep "$data" --path "${paths[@]}" --systems "${names[@]}" --subset "$subset" \
-        --reference "$data/raw/$subset.en" --detokenize en --repeats "${repeats[@]}" --output "$output/$folder" $device "$@"
+        --reference "$data/raw/$subset.en" --detokenize en --output "$output/$folder" $device "$@"
 }
 
 echo "== the decoding rule, on validation"
@@ -58,5 +57,6 @@ for file in "$output"/baselines/cmlm_*.txt; do
     name=${file##*/cmlm_}
     baselines+=("cmlm:${name%.txt}=$file")
 done
-sweep test test --steps "${steps[@]}" --self-conditioning previous recompute none --baseline standard
-sweep test test --steps 1 5 20 --length-beam 5 --noise-beam 2 --choice mbr --baseline standard --outputs "${baselines[@]}" --output-repeats keep merge
+sweep test test --steps "${steps[@]}" --repeats keep --baseline standard
+sweep test test --steps 1 5 --length-beam 5 --noise-beam 2 --choice mbr --baseline standard
+sweep test test --steps "${steps[@]}" --self-conditioning previous recompute none --baseline standard --outputs "${baselines[@]}" --output-repeats keep merge
