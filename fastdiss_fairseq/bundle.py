@@ -10,6 +10,7 @@ from typing import Iterator
 
 from fairseq.data.encoders.moses_tokenizer import MosesTokenizer, MosesTokenizerConfig
 from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPEConfig
+from fairseq.dataclass.configs import CommonConfig
 
 from .compat import FastDiSSError
 from .generation.config import decoding_defaults
@@ -95,8 +96,10 @@ class Bundle:
         return (Path(folder) / DESCRIPTION).is_file()
 
     def task_options(self) -> dict:
-        """What the task is told instead of what it was told in training: languages, and decoding's defaults."""
-        return {"source_lang": self.languages[0], "target_lang": self.languages[1], **decoding_defaults()}
+        """What the task is told instead of what it was told in training: languages, and the defaults of decoding and of
+        its seed."""
+        source, target = self.languages
+        return {"source_lang": source, "target_lang": target, "seed": CommonConfig.seed, **decoding_defaults()}
 
     def text_codecs(self):
         """fairseq's tokeniser and BPE for raw text; None twice where the bundle has no codes, so that text comes

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import CommonConfig
 
 from .bundle import Bundle
 from .compat import FastDiSSError
@@ -34,7 +35,7 @@ def load(path, data, **overrides) -> tuple:
     folder.
 
     Args:
-        overrides: options that differ from those of training.
+        overrides: options that differ from those of training; ``seed`` is fairseq's default unless it is among them.
 
     Raises:
         FastDiSSError: no checkpoint, no data folder, or a dictionary that does not fit.
@@ -42,7 +43,7 @@ def load(path, data, **overrides) -> tuple:
     path = weights_of(path)
     if not Path(data).is_dir():
         raise FastDiSSError(f"no data folder {data}: make it with fairseq-preprocess")
-    overrides = {"data": str(data), **overrides}
+    overrides = {"data": str(data), "seed": CommonConfig.seed, **overrides}
     try:
         return checkpoint_utils.load_model_ensemble_and_task([str(path)], arg_overrides=overrides)
     except RuntimeError as error:  # stock tasks let torch compare the shapes

@@ -112,7 +112,7 @@ class FastDiSS:
             steps: K, network evaluations.
             batch_size: sentences decoded together; the result does not depend on it.
             options: the task's decoding options: ``length_beam``, ``noise_beam``, ``decoding_choice``,
-                ``decoding_solver``, ``early_exit``, ...
+                ``decoding_solver``, ``early_exit``, ...; and ``seed`` of the noise (default: 1, as fairseq's ``--seed``).
 
         Raises:
             FastDiSSError: an unknown option, or a value out of its range.

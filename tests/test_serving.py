@@ -58,10 +58,13 @@ def ask(client, *sentences, **options):
 def test_answers_and_passes_the_options_on(model):
     with TestClient(server.create_app(model)) as client:
         assert ask(client, "a", "b").json() == {"translations": ["A", "B"]}
-        assert ask(client, "a", steps=9, noise_beam=2, choice="mbr").status_code == 200
+        assert (
+            ask(client, "a", steps=9, noise_beam=2, choice="mbr", repeats="keep", length_factor=1.06).status_code == 200
+        )
         assert client.get("/health").json() == {"status": "ok", "waiting": 0, "requests": 2, "batches": 2}
     (_, steps, options) = model.calls[1]
     assert steps == 9 and options["noise_beam"] == 2 and options["decoding_choice"] == "mbr"
+    assert options["decoding_repeats"] == "keep" and options["decoding_length_factor"] == 1.06
     assert model.calls[0][1] == 5
 
 
@@ -74,6 +77,8 @@ def test_answers_and_passes_the_options_on(model):
         (["a"], {"steps": 51}, 422),
         (["a"], {"choice": "ar"}, 422),
         (["a"], {"length_beam": 11}, 422),
+        (["a"], {"repeats": "drop"}, 422),
+        (["a"], {"length_factor": 9}, 422),
         (["a" * 2001], {}, 413),
     ],
 )

@@ -34,6 +34,14 @@ def test_the_batch_does_not_matter(model):
     ]
 
 
+def test_the_seed_is_that_of_fairseqs_commands_unless_given(model):
+    """The shipped model was trained with another."""
+    several = lambda **seed: model.decode(SENTENCES, steps=2, noise_beam=3, decoding_solver="renoise", **seed)
+    assert several() == several(seed=1) != several(seed=2)
+    with pytest.raises(FastDiSSError, match="seed must be a whole number, not 'x'"):
+        model.translate(SENTENCES, seed="x")
+
+
 def test_candidates_are_ordered_and_counted(model):
     for candidates in model.decode(SENTENCES, steps=4, length_beam=3):
         scores = [candidate.score for candidate in candidates]

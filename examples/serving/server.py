@@ -29,6 +29,9 @@ class Options:
     length_beam: int = Field(1, ge=1, le=10)
     noise_beam: int = Field(1, ge=1, le=10)
     choice: str = Field("score", pattern="^(score|mbr)$")
+    repeats: str = Field("merge", pattern="^(merge|keep)$", description="words predicted twice in a row")
+    length_factor: float = Field(1.0, ge=0.5, le=2.0, description="of the candidate lengths")
+    early_exit: bool = False
 
 
 class Query(BaseModel, extra="forbid"):
@@ -110,8 +113,9 @@ class Batcher:
                 found = found[len(job.sentences) :]
 
     def _call(self, sentences: List[str], o: Options) -> List[str]:
-        beams = dict(length_beam=o.length_beam, noise_beam=o.noise_beam, decoding_choice=o.choice)
-        return self.model.translate(sentences, o.steps, batch_size=self.limits.batch, **beams)
+        named = dict(decoding_choice=o.choice, decoding_repeats=o.repeats, decoding_length_factor=o.length_factor)
+        alike = dict(length_beam=o.length_beam, noise_beam=o.noise_beam, early_exit=o.early_exit)
+        return self.model.translate(sentences, o.steps, batch_size=self.limits.batch, **named, **alike)
 
 
 def create_app(model: FastDiSS, limits: Limits = Limits()) -> FastAPI:

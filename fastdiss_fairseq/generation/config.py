@@ -143,7 +143,7 @@ def resolve(task_cfg, request, trained: Union[Process, Path], presets: Mapping[s
     Args:
         task_cfg: the task's configuration, which holds the fields of :class:`DecodingConfig`.
         request: fairseq's GenerationConfig, or the Namespace of ``--eval-bleu-args``; where it has a
-            field of :class:`DecodingConfig`, that goes before the task's.
+            field of :class:`DecodingConfig`, or a ``seed`` of the noise, that goes before the task's.
         trained: the process, or path, the model was trained on.
         presets: the model's own values of options that are not given.
 
@@ -179,7 +179,7 @@ def resolve(task_cfg, request, trained: Union[Process, Path], presets: Mapping[s
         choice=_known("choice", "ar" if rerank else str(value("decoding_choice")), CHOICES),
         early_exit=value("early_exit") and not value("iter_decode_force_max_iter"),
         history=value("retain_iter_history") or value("print_step"),
-        seed=task_cfg.seed,
+        seed=_seed(getattr(request, "seed", task_cfg.seed)),
     )
 
 
@@ -260,6 +260,12 @@ def positive(flag: str, value) -> int:
     return int(value)
 
 
+def _seed(value) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise FastDiSSError(f"seed must be a whole number, not {value!r}")
+    return int(value)
+
+
 def _above_zero(flag: str, value: float) -> float:
     if not 0 < value < float("inf"):
         raise FastDiSSError(f"{flag} must be a number above 0, not {value!r}")
@@ -278,7 +284,9 @@ NUMBERS = {float: (float, int), Optional[float]: (float, int, type(None))}
 
 def _check(given: dict) -> None:
     """Raise FastDiSSError where a request has an unknown name, or a value of another kind."""
-    known = {f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind)} - set(MODEL_OPTIONS)
+    known = {"seed", *(f.name for kind in (DecodingConfig, GenerationConfig) for f in fields(kind))} - set(
+        MODEL_OPTIONS
+    )
     of_models = sorted(set(given) & set(MODEL_OPTIONS))
     if of_models:
         raise FastDiSSError(
