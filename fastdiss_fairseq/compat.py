@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import os
+import re
 import sys
 import traceback
 import typing
@@ -60,15 +61,20 @@ def explanation(error: BaseException) -> Optional[str]:
         return str(error)
     if "Error merging override tokenizer." in str(error):  # fairseq passes the languages on before it infers them
         return "--tokenizer moses needs to know the languages: give -s and -t, such as -s de -t en"
+    missing = re.match(r"Error merging override \w+\.(\w+)=null", str(error))
+    if missing:
+        return f"--{missing.group(1).replace('_', '-')} must be given with these options"
     refused = isinstance(error, (AssertionError, ValueError)) and str(error)
-    return str(error) if refused and _raised_by_a_command(error) else None
+    return str(error) if refused and _raised_of_options(error) else None
 
 
-def _raised_by_a_command(error: BaseException) -> bool:
-    """Whether the innermost call is one of fairseq's commands, or its choice of a checkpoint."""
+def _raised_of_options(error: BaseException) -> bool:
+    """Whether the innermost call is one of fairseq's commands, its choice of a checkpoint, or an optimizer's or a
+    scheduler's look at its options."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     folder, name = os.path.split(frame.f_code.co_filename)
-    return os.path.basename(folder) == "fairseq_cli" or name == "checkpoint_utils.py"
+    beginning = frame.f_code.co_name == "__init__" and os.path.join("fairseq", "optim") in folder
+    return os.path.basename(folder) == "fairseq_cli" or name == "checkpoint_utils.py" or beginning
 
 
 def drop_damaged_data_quietly() -> None:

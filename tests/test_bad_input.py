@@ -229,6 +229,9 @@ train $data --eval-bleu --eval-bleu-args '{"decoding_step":3}'         | decodin
 train $data --eval-bleu --eval-bleu-args '{"decoding_steps":0}'        | at least 1
 train $data --eval-bleu --eval-bleu-args '{decoding_steps:3}'          | --eval-bleu-args
 train $data --eval-bleu --eval-bleu-args '[3]'                         | --eval-bleu-args
+train $data --eval-bleu --eval-bleu-detok foo                          | --eval-bleu-detok foo is no tokeniser of fairseq's (moses
+train $data --lr-scheduler polynomial_decay                            | --total-num-update must be given
+train $data --lr-scheduler tri_stage                                   | please specify steps or phase_ratio
 train $data --valid-subset dev                                         | no split 'dev'
 train $no_train                                                        | no split 'train'
 generate $no_lines --path $checkpoint                                  | empty or damaged

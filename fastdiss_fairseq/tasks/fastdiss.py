@@ -12,6 +12,7 @@ from omegaconf import II
 from fairseq import utils
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import data_utils
+from fairseq.data.encoders import TOKENIZER_REGISTRY
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -119,7 +120,7 @@ class FastDiSSTask(TranslationTask):
             raise FastDiSSError("--fp16 is too coarse for the moving average of --step-aware: use --autocast bf16")
         if self.cfg.best_checkpoint_metric == "bleu" and not self.cfg.eval_bleu and not from_checkpoint:
             raise FastDiSSError("--best-checkpoint-metric bleu needs --eval-bleu")
-        check_json(self.cfg)
+        check_bleu(self.cfg)
         if from_checkpoint:
             check_direction(cfg, self.cfg)
         elif hasattr(cfg, "source_lang"):  # as inferred from the data, for the checkpoint to say
@@ -330,8 +331,11 @@ def check_direction(trained, wanted: FastDiSSTaskConfig) -> None:
         )
 
 
-def check_json(cfg: FastDiSSTaskConfig) -> None:
-    """Raise FastDiSSError where the options of BLEU in validation are no JSON objects."""
+def check_bleu(cfg: FastDiSSTaskConfig) -> None:
+    """Raise FastDiSSError where the options of BLEU in validation are no JSON objects, or name no tokeniser."""
+    if cfg.eval_bleu_detok not in TOKENIZER_REGISTRY:
+        known = ", ".join(sorted(TOKENIZER_REGISTRY))
+        raise FastDiSSError(f"--eval-bleu-detok {cfg.eval_bleu_detok} is no tokeniser of fairseq's ({known})")
     for name in ("eval_bleu_args", "eval_bleu_detok_args"):
         text = getattr(cfg, name)
         try:
