@@ -9,11 +9,11 @@ import logging
 _root = logging.getLogger()
 _level, _handlers = _root.level, list(_root.handlers)
 
-from . import compat, safety  # noqa: E402
+from . import compat, errors, safety  # noqa: E402
 
-compat.install_error_hook()
+errors.install_error_hook()
+errors.drop_damaged_data_quietly()
 compat.accept_any_bytes()
-compat.drop_damaged_data_quietly()
 safety.guard_training()
 compat.allow_checkpoint_classes()
 compat.name_numpy_modules()
@@ -21,6 +21,7 @@ compat.drop_duplicate_parameters()
 compat.name_all_paths(__path__)
 
 from . import criterions, models, optim, tasks  # noqa: E402,F401  (registration)
+from .errors import FastDiSSError  # noqa: E402,F401
 from .translator import FastDiSS  # noqa: E402,F401
 
 _root.setLevel(_level)  # a module of fairseq makes the root logger of whoever imports it print everything

@@ -12,7 +12,7 @@ from fairseq.data.encoders.moses_tokenizer import MosesTokenizer, MosesTokenizer
 from fairseq.data.encoders.subword_nmt_bpe import SubwordNMTBPE, SubwordNMTBPEConfig
 from fairseq.dataclass.configs import CommonConfig
 
-from .compat import FastDiSSError
+from .errors import FastDiSSError
 from .generation.config import decoding_defaults
 
 WEIGHTS = "model.pt"

@@ -6,7 +6,7 @@ from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import CommonConfig
 
 from .bundle import Bundle
-from .compat import FastDiSSError
+from .errors import FastDiSSError
 
 
 def weights_of(path) -> Path:

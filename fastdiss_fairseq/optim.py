@@ -6,7 +6,7 @@ from torch import Tensor
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
-from .compat import FastDiSSError
+from .errors import FastDiSSError
 
 
 class FusedAdamW(torch.optim.AdamW):

@@ -21,7 +21,8 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 
-from .compat import FastDiSSError, read_lazily
+from .compat import read_lazily
+from .errors import FastDiSSError
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from fairseq import checkpoint_utils, utils
 
 from .bundle import Bundle, opened
-from .compat import FastDiSSError
+from .errors import FastDiSSError
 from .generation.config import MODEL_OPTIONS, positive
 from .loading import load_reranker
 from .tasks.fastdiss import readable

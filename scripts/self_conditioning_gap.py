@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fastdiss_fairseq.compat import FastDiSSError, device, kept_casts
+from fastdiss_fairseq.compat import device, kept_casts
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.diffusion.noise import fold, gaussian
 from fastdiss_fairseq.diffusion.times import uniform_grid
 from fastdiss_fairseq.diffusion.training import TrainingPlan

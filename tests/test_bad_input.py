@@ -17,7 +17,7 @@ from helpers import task
 from omegaconf import OmegaConf
 
 import fastdiss_fairseq  # noqa: F401  (allows fairseq's classes in torch.load)
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 
 #: Options that a command's lines below go on from.
 ALWAYS = {

@@ -17,7 +17,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from fastdiss_fairseq import safety
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 
 #: Saving at each update, a model of a few megabytes spends as much time on writing checkpoints as on updates.
 SAVING = "--save-interval-updates 1 --keep-interval-updates 2 --disable-validation --encoder-ffn-embed-dim 4096".split()

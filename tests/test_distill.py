@@ -10,7 +10,7 @@ from conftest import PLUGIN, command, lines, train
 from fairseq.data import data_utils
 from test_tools import assert_one_line_error, tool
 
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.tools import distill
 
 

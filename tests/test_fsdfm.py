@@ -8,7 +8,7 @@ import torch
 from fairseq.models import ARCH_MODEL_REGISTRY
 from helpers import batch, flow_criterion, flow_model, model, model_config, sentences, task
 
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.flow.jumps import JUMPS
 from fastdiss_fairseq.flow.ladder import SMALLEST
 from fastdiss_fairseq.flow.loss import generalised_kl

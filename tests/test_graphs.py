@@ -15,7 +15,8 @@ from helpers import batch, flow_model, model, sentences, task
 from pretend_device import available, register, send, waits
 from test_generator import words
 
-from fastdiss_fairseq.compat import FastDiSSError, bfloat16, capture, kept_casts
+from fastdiss_fairseq.compat import bfloat16, capture, kept_casts
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.generation.candidates import Special
 from fastdiss_fairseq.generation.config import decoding_defaults
 from fastdiss_fairseq.generation.stages import Stages, round_up, upto

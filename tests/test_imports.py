@@ -10,7 +10,19 @@ import fastdiss_fairseq
 PACKAGE = Path(fastdiss_fairseq.__file__).parent
 #: Each imports of the package only what stands before it.
 LAYERS = (
-    *("compat", "diffusion", "flow", "modules", "models", "generation", "bundle", "loading", "optim", "criterions"),
+    *(
+        "errors",
+        "compat",
+        "diffusion",
+        "flow",
+        "modules",
+        "models",
+        "generation",
+        "bundle",
+        "loading",
+        "optim",
+        "criterions",
+    ),
     *("tasks", "safety", "translator", "tools"),
 )
 #: All that the mathematics needs besides itself.

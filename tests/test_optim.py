@@ -10,7 +10,7 @@ from conftest import MODEL, TRAINING
 from fairseq.optim.adam import FairseqAdam
 from test_exactness import differences, load
 
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.optim import FusedAdam
 
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from fastdiss_fairseq import FastDiSS
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.bundle import DESCRIPTION, WEIGHTS, verify
 from fastdiss_fairseq.bundle import sha256
 

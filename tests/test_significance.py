@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.tools import contrasts, rows, scoring
 from fastdiss_fairseq.tools.significance import RESAMPLES, resampled_scores, sentences_drawn, difference_of
 

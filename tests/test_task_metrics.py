@@ -5,7 +5,7 @@ import json
 import pytest
 from test_tools import tool
 
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.tools import scoring, task_metrics
 
 SOURCE = "About 95 species are currently accepted ."

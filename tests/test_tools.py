@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, generate, lines
 
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.tools import ablate, export, report, rows, scoring, sweep
 from fastdiss_fairseq.bundle import sha256
 from fastdiss_fairseq.tools.records import Records, circumstances, count_parameters

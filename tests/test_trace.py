@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastdiss_fairseq import FastDiSS
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.tools import trace
 
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"

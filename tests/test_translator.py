@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastdiss_fairseq import FastDiSS
-from fastdiss_fairseq.compat import FastDiSSError
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.bundle import sha256
 
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"

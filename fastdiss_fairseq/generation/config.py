@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from ..diffusion.process import Process
 from ..diffusion.sampling import DECODING_SOLVERS, MASK_PREDICT, RENOISE, SELF_CONDITIONING, Sampler
 from ..flow.jumps import JUMPS

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import FrozenSet, Sequence
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from ..models.base import FewStepModel
 from ..models.fastdiss import FastDiSSModel
 from .config import MODEL_OPTIONS

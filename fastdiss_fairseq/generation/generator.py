@@ -6,7 +6,7 @@ from typing import Dict, List, Optional
 import torch
 from torch import Tensor
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from ..models.base import FewStepModel
 from .candidates import Candidates, Special, with_letters
 from .choice import autoregressive_score, mbr, mean_log_probability

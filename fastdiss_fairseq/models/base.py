@@ -12,7 +12,8 @@ from torch import Tensor
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models import BaseFairseqModel
 
-from ..compat import FastDiSSError, bfloat16, compile_calls, int8_linears
+from ..compat import bfloat16, compile_calls, int8_linears
+from ..errors import FastDiSSError
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
 from ..modules.graphs import Graphs, Recorder

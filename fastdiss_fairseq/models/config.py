@@ -8,7 +8,7 @@ from omegaconf import DictConfig, II
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from ..diffusion.schedules import SCHEDULES
 from ..flow.path import SOURCES
 

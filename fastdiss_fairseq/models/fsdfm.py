@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairseq.models import register_model
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from ..diffusion.noise import fold, uniform
 from ..flow.loss import generalised_kl, teacher_kl
 from ..flow.path import Path

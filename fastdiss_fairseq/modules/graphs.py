@@ -12,7 +12,8 @@ from typing import Callable, Hashable, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..compat import FastDiSSError, capture
+from ..compat import capture
+from ..errors import FastDiSSError
 from .places import fixed_sizes
 
 #: Bytes of inputs and outputs beyond which recordings are given up, the longest unused first.

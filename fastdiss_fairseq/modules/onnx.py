@@ -13,7 +13,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..compat import FastDiSSError, export_graph
+from ..compat import export_graph
+from ..errors import FastDiSSError
 from .rounding import Reading, Vocabulary, in_pieces, read_piece
 from .target import Memory, Target
 from .transformer import Layout

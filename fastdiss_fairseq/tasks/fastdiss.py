@@ -18,7 +18,8 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..bundle import Bundle
-from ..compat import FastDiSSError, before_loading, device
+from ..compat import before_loading, device
+from ..errors import FastDiSSError
 from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve, without_effect
 from ..generation.deployment import Deployment, flag
 from ..generation.generator import FastDiSSGenerator, check_models

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from . import sweep
 from .command import PLUGIN, run_as_command
 from .records import claim, sha256_of_training

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from ..loading import weights_of
 from .command import run_as_command
 

@@ -40,7 +40,8 @@ from fairseq.models.nat import (
 )
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
-from ..compat import FastDiSSError, device
+from ..compat import device
+from ..errors import FastDiSSError
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
 from ..generation.candidates import Special
 from ..generation.config import DEPLOYMENTS, SIZE_BY_SIZE

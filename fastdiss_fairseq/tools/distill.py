@@ -21,7 +21,8 @@ from fairseq.data import indexed_dataset
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 
 from ..bundle import sha256
-from ..compat import FastDiSSError, device
+from ..compat import device
+from ..errors import FastDiSSError
 from ..loading import load, weights_of
 from .command import run_as_command
 from .records import claim, save, sha256_of_training

@@ -23,7 +23,7 @@ from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import Dictionary, data_utils
 
 from ..bundle import DESCRIPTION, WEIGHTS, opened, sha256, verify
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from ..models.base import fingerprint
 from ..models.config import ARCHITECTURES
 from ..models.fsdfm import averaged_weights

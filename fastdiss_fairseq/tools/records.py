@@ -16,7 +16,8 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence
 import torch
 
 from ..bundle import sha256
-from ..compat import FastDiSSError, device
+from ..compat import device
+from ..errors import FastDiSSError
 
 PACKAGES = ("fastdiss-fairseq", "torch", "fairseq", "ve-fairseq", "sacrebleu")
 #: What every record has, null where it says nothing of the measurement.

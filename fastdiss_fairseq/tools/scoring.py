@@ -13,7 +13,7 @@ import re
 import sys
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from ..generation.config import REPEATS
 from . import task_metrics
 from .command import run_as_command

@@ -9,7 +9,7 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from .scoring import ROUGE, rouge_of_sentences, sacrebleu_metric
 
 RESAMPLES = 1000

@@ -22,7 +22,8 @@ from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 
 from ..bundle import sha256
-from ..compat import FastDiSSError, device
+from ..compat import device
+from ..errors import FastDiSSError
 from ..diffusion.sampling import SELF_CONDITIONING
 from ..generation.config import (
     CHOICES,

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from typing import List, Sequence
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 
 
 def moses_tokens(lines: Sequence[str], lang: str, split_compounds: bool = False) -> List[str]:

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Dict, List, Sequence
 
-from ..compat import FastDiSSError
+from ..errors import FastDiSSError
 from ..translator import FastDiSS
 from .command import run_as_command
 
