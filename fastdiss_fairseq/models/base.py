@@ -17,7 +17,7 @@ from ..errors import FastDiSSError
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
 from ..modules.graphs import Graphs, Recorder
-from ..modules.onnx import OnnxRuntime
+from .onnx import OnnxRuntime
 from ..modules.length import LengthPredictor
 from ..modules.target import Memory, TargetNetwork
 from ..modules.transformer import LayerConfig

@@ -14,7 +14,7 @@ from ..diffusion.sampling import MASK_PREDICT, RENOISE
 from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
 from ..modules.denoiser import Denoiser
 from ..modules.embedding import Positions
-from ..modules.onnx import OnnxRuntime
+from .onnx import OnnxRuntime
 from ..modules.places import Places
 from ..modules.rounding import Reading, Vocabulary, mean_rows, nearest_token, read, rounding_loss
 from ..modules.target import Memory, Target

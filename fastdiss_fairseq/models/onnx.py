@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..compat import export_graph
 from ..errors import FastDiSSError
-from .rounding import Reading, Vocabulary, in_pieces, read_piece
-from .target import Memory, Target
-from .transformer import Layout
+from ..modules.rounding import Reading, Vocabulary, in_pieces, read_piece
+from ..modules.target import Memory, Target
+from ..modules.transformer import Layout
 
 #: Sizes that differ from call to call, by the letters that stand for them below.
 SIZES = {
@@ -85,7 +85,7 @@ class Denoise(nn.Module):
 
 
 class Read(nn.Module):
-    """Estimates (N, D) -> tokens, log-probabilities and, where they are asked for, mean rows: :func:`.rounding.read`."""
+    """Estimates (N, D) -> tokens, log-probabilities and, where they are asked for, mean rows: :func:`~..modules.rounding.read`."""
 
     def __init__(self, vocabulary: Vocabulary, mean: bool):
         super().__init__()
@@ -151,7 +151,7 @@ class OnnxRuntime:
         return self.denoiser(z, t.expand(mask.shape), z_bar, mask, index, places, positions, *memory.flat())[0]
 
     def read(self, states: Tensor, mean: bool) -> Reading:
-        """:func:`.rounding.read` with the model's table."""
+        """:func:`~..modules.rounding.read` with the model's table."""
         if not len(states):  # ONNX Runtime reduces an empty array along another dimension
             return Reading(torch.zeros(0, dtype=torch.long), torch.zeros(0), states if mean else None)
         tokens, log_probs, *rows = map(torch.cat, zip(*(self.readers[mean](piece) for piece in in_pieces(states))))
