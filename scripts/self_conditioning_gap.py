@@ -24,10 +24,10 @@ import torch
 from tqdm import tqdm
 
 from fastdiss_fairseq.compat import device, kept_casts
-from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.diffusion.noise import fold, gaussian
 from fastdiss_fairseq.diffusion.times import uniform_grid
 from fastdiss_fairseq.diffusion.training import TrainingPlan
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.loading import load, weights_of
 from fastdiss_fairseq.models.config import trained_with
 from fastdiss_fairseq.models.fastdiss import FastDiSSModel

@@ -12,8 +12,8 @@ from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 from helpers import MINIATURE, batch, flow_model, model, model_config, sentences, task
 
-from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.diffusion.sampling import DECODING_SOLVERS
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve, without_effect
 from fastdiss_fairseq.generation.continuous import read
 from fastdiss_fairseq.generation.generator import FastDiSSGenerator

@@ -9,8 +9,8 @@ from helpers import batch, criterion, flow_criterion, flow_model, model, model_c
 
 from fastdiss_fairseq import compat
 from fastdiss_fairseq.compat import before_loading
-from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.diffusion.noise import fold
+from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.models.config import FASTDISS_ARCHITECTURES
 from fastdiss_fairseq.models.base import check_dictionary, check_weights
 from fastdiss_fairseq.models import fastdiss

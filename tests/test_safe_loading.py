@@ -12,9 +12,9 @@ import torch
 from fairseq import checkpoint_utils
 
 from fastdiss_fairseq import FastDiSS
-from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.bundle import DESCRIPTION, WEIGHTS, verify
 from fastdiss_fairseq.bundle import sha256
+from fastdiss_fairseq.errors import FastDiSSError
 
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastdiss_fairseq import FastDiSS
-from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.bundle import sha256
+from fastdiss_fairseq.errors import FastDiSSError
 
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
 SENTENCES = ["Ein Mann schläft auf einer Bank.", "Zwei Hunde spielen im Schnee.", "Eine Frau mit rotem Hut, die lacht."]

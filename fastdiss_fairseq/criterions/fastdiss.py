@@ -12,11 +12,11 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 
-from ..errors import FastDiSSError
 from ..diffusion.noise import fold
 from ..diffusion.noise_scaling import PhaseTable
 from ..diffusion.perturbation import COUPLINGS, RULES, Perturbation
 from ..diffusion.training import TrainingPlan
+from ..errors import FastDiSSError
 from ..models.base import cut
 from ..models.config import check_not_negative, check_probability, option
 from ..models.fastdiss import FastDiSSModel

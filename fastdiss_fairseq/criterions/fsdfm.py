@@ -12,8 +12,8 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 
-from ..errors import FastDiSSError
 from ..diffusion.noise import fold
+from ..errors import FastDiSSError
 from ..flow.teacher import TEACHERS
 from ..flow.training import FlowPlan
 from ..models.base import cut

@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
 
-from ..errors import FastDiSSError
 from ..diffusion.process import Process
 from ..diffusion.sampling import DECODING_SOLVERS, MASK_PREDICT, RENOISE, SELF_CONDITIONING, Sampler
+from ..errors import FastDiSSError
 from ..flow.jumps import JUMPS
 from ..flow.path import Path
 from ..flow.sampling import LAST_STEPS, FlowSampler

@@ -8,8 +8,8 @@ from omegaconf import DictConfig, II
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-from ..errors import FastDiSSError
 from ..diffusion.schedules import SCHEDULES
+from ..errors import FastDiSSError
 from ..flow.path import SOURCES
 
 

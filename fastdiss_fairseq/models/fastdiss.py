@@ -8,10 +8,10 @@ from torch import Tensor
 from fairseq.models import register_model
 
 from ..compat import casts_for_gradients, kept_casts
-from ..errors import FastDiSSError
 from ..diffusion.process import Process
 from ..diffusion.sampling import MASK_PREDICT, RENOISE
 from ..diffusion.training import TrainingPass, TrainingPlan, training_pass
+from ..errors import FastDiSSError
 from ..modules.denoiser import Denoiser
 from ..modules.embedding import Positions
 from .onnx import OnnxRuntime

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fairseq.models import register_model
 
-from ..errors import FastDiSSError
 from ..diffusion.noise import fold, uniform
+from ..errors import FastDiSSError
 from ..flow.loss import generalised_kl, teacher_kl
 from ..flow.path import Path
 from ..flow.ladder import SMALLEST, Steps

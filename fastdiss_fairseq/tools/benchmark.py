@@ -41,8 +41,8 @@ from fairseq.models.nat import (
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
 from ..compat import device
-from ..errors import FastDiSSError
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
+from ..errors import FastDiSSError
 from ..generation.candidates import Special
 from ..generation.config import DEPLOYMENTS, SIZE_BY_SIZE
 from ..generation.deployment import Deployment

@@ -23,8 +23,8 @@ from fairseq.data import data_utils
 
 from ..bundle import sha256
 from ..compat import device
-from ..errors import FastDiSSError
 from ..diffusion.sampling import SELF_CONDITIONING
+from ..errors import FastDiSSError
 from ..generation.config import (
     CHOICES,
     DEPLOYMENTS,
