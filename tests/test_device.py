@@ -12,7 +12,7 @@ from pretend_device import FIRST, available, register, send, waits
 from test_generator import every_way, generator, words
 
 from fairseq.models.transformer import TransformerModel, base_architecture
-from fastdiss_fairseq.criterions.sums import total
+from fastdiss_fairseq.criterions.base import total
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs a torch that takes devices written in Python")
 

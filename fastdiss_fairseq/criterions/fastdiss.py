@@ -8,11 +8,10 @@ import torch
 from omegaconf import II
 from torch import Tensor
 
-from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.criterions import register_criterion
+from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
-from ..diffusion.noise import fold
 from ..diffusion.noise_scaling import PhaseTable
 from ..diffusion.perturbation import COUPLINGS, RULES, Perturbation
 from ..diffusion.training import TrainingPlan
@@ -20,7 +19,7 @@ from ..errors import FastDiSSError
 from ..models.base import cut
 from ..models.config import check_not_negative, check_probability, option
 from ..models.fastdiss import FastDiSSModel
-from .sums import total
+from .base import FewStepLoss, LossConfig, total
 
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ NOISE_LEVELS = 10
 
 
 @dataclass
-class FastDiSSLossConfig(FairseqDataclass):
+class FastDiSSLossConfig(LossConfig):
     """How the model is trained.  What decoding goes by where it is told nothing: ``mixed_times`` and
     ``self_conditioning_prob``, at 0 (:class:`..models.fastdiss.FastDiSSModel`)."""
 
@@ -72,17 +71,14 @@ class FastDiSSLossConfig(FairseqDataclass):
         TrainingPlan.rounding, "the rounding loss' softmax is taken at the estimate (anchor) or at z_0 (exact)"
     )
     label_smoothing: float = option(TrainingPlan.label_smoothing, "label smoothing of the rounding loss")
-    length_loss_factor: float = option(0.1, "weight of the length loss")
     log_noise_levels: bool = option(
         False, f"log losses, accuracy and what MANS does in {NOISE_LEVELS} bins of t (scripts/plot_training.py)"
     )
-    seed: int = II("common.seed")
-    sentence_avg: bool = II("optimization.sentence_avg")
     max_update: int = II("optimization.max_update")
 
 
 @register_criterion("fastdiss_loss", dataclass=FastDiSSLossConfig)
-class FastDiSSLoss(FairseqCriterion):
+class FastDiSSLoss(FewStepLoss):
     """L = weight L_diffusion + L_round + factor L_length, a mean over target tokens (method, section 1).
 
     Raises:
@@ -90,19 +86,16 @@ class FastDiSSLoss(FairseqCriterion):
     """
 
     trains = FastDiSSModel
-    #: What a checkpoint can be chosen by, and whether more of it is better.
     measures = {
         **dict.fromkeys(("loss", "diffusion_loss", "rounding_loss", "length_loss"), False),
         "rounding_accuracy": True,
     }
 
     def __init__(self, cfg: FastDiSSLossConfig, task):
-        super().__init__(task)
-        self.cfg = cfg
+        super().__init__(cfg, task)
         for name in ("self_conditioning_prob", "mixed_times", "label_smoothing"):
             check_probability(name, getattr(cfg, name))
-        for name in ("diffusion_loss_weight", "length_loss_factor"):
-            check_not_negative(name, getattr(cfg, name))
+        check_not_negative("diffusion_loss_weight", cfg.diffusion_loss_weight)
         try:
             self.scp = None if cfg.no_scp else perturbation_from(cfg)
             self.phases = None if cfg.no_mans else phases_from(cfg)
@@ -113,17 +106,12 @@ class FastDiSSLoss(FairseqCriterion):
         for remark in remarks(cfg):
             logger.warning(remark)
 
-    @classmethod
-    def build_criterion(cls, cfg, task):
-        return cls(cfg, task)
-
     def plan(self, ids: Tensor, num_updates: int, training: bool = True) -> TrainingPlan:
         """The plan of one batch: sentence ``ids`` (B,) and the update fix every random number.
         Validation is always that of update 0 and without MANS, so its losses can be compared."""
         num_updates = num_updates if training else 0
-        key = fold(ids.long(), "training", self.cfg.seed, num_updates)
         return TrainingPlan(
-            key=key,
+            key=self.key(ids, num_updates),
             self_conditioning=self.cfg.self_conditioning_prob,
             scp=self.scp,
             beta=self.phases(num_updates) if self.phases and training else 1.0,
@@ -134,8 +122,7 @@ class FastDiSSLoss(FairseqCriterion):
         )
 
     def forward(self, model, sample, reduce=True):
-        """Returns the summed loss, what it is to be divided by (target tokens; with --sentence-avg sentences), and
-        logs."""
+        """As fairseq wants it: :meth:`.FewStepLoss.summed`."""
         limit = model.max_positions()[1]
         target = cut(sample["target"], limit)
         mask = target.ne(self.padding_idx)
@@ -148,14 +135,10 @@ class FastDiSSLoss(FairseqCriterion):
             + losses["rounding_loss"]
             + self.cfg.length_loss_factor * losses["length_loss"]
         )
-        tokens = mask.sum()
-        logs = {name: value.detach() for name, value in losses.items()}
-        logs.update(self.statistics(output, mask))
+        statistics = self.statistics(output, mask)
         if self.cfg.log_noise_levels:
-            logs.update(self.by_noise_level(output, mask, each))
-        size = len(target) if self.cfg.sentence_avg else tokens
-        logs.update(loss=loss.detach(), ntokens=tokens, sample_size=size, nsentences=len(target))
-        return loss, size, logs
+            statistics.update(self.by_noise_level(output, mask, each))
+        return self.summed(loss, losses, statistics, mask)
 
     @staticmethod
     def losses_of_tokens(output) -> Dict[str, Tensor]:
@@ -220,10 +203,6 @@ class FastDiSSLoss(FairseqCriterion):
         if any("level_tokens" in log for log in logging_outputs):
             names = [name for name in logging_outputs[0] if name.startswith("level_")]
             log_noise_levels({name: sum(log[name] for log in logging_outputs).tolist() for name in names})
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        return True
 
 
 def noise_level(t: Tensor) -> Tensor:

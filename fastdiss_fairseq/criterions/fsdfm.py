@@ -5,26 +5,24 @@ from math import inf
 from typing import Dict
 
 import torch
-from omegaconf import II
 from torch import Tensor
 
-from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.criterions import register_criterion
+from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
-from ..diffusion.noise import fold
 from ..errors import FastDiSSError
 from ..flow.teacher import TEACHERS
 from ..flow.training import FlowPlan
 from ..models.base import cut
 from ..models.config import check_not_negative, option
 from ..models.fsdfm import FSDFMModel
-from .sums import total
+from .base import FewStepLoss, LossConfig, total
 
 
 @dataclass
-class FSDFMLossConfig(FairseqDataclass):
-    """How the model is trained; nothing here matters for decoding."""
+class FSDFMLossConfig(LossConfig):
+    """The options of FS-DFM's training."""
 
     teacher: ChoiceEnum(list(TEACHERS)) = option(
         FlowPlan.teacher, "with --step-aware: the teacher looks four times (rk4) or twice (heun)"
@@ -36,13 +34,10 @@ class FSDFMLossConfig(FairseqDataclass):
     step_size_tilt: float = option(
         FlowPlan.tilt, "with --step-aware: P(h = 2^-k) is proportional to 2^(tilt k), k = 0, ..., 10; 0: all alike"
     )
-    length_loss_factor: float = option(0.1, "weight of the length loss")
-    seed: int = II("common.seed")
-    sentence_avg: bool = II("optimization.sentence_avg")
 
 
 @register_criterion("fsdfm_loss", dataclass=FSDFMLossConfig)
-class FSDFMLoss(FairseqCriterion):
+class FSDFMLoss(FewStepLoss):
     """L = L_flow + L_teacher + factor L_length, a mean over target tokens (method, section 7).
 
     Raises:
@@ -50,27 +45,20 @@ class FSDFMLoss(FairseqCriterion):
     """
 
     trains = FSDFMModel
-    #: What a checkpoint can be chosen by, and whether more of it is better.
     measures = {**dict.fromkeys(("loss", "flow_loss", "teacher_loss", "length_loss"), False), "accuracy": True}
 
     def __init__(self, cfg: FSDFMLossConfig, task):
-        super().__init__(task)
-        for name in ("teacher_temperature", "length_loss_factor"):
-            check_not_negative(name, getattr(cfg, name))
+        super().__init__(cfg, task)
+        check_not_negative("teacher_temperature", cfg.teacher_temperature)
         if not -inf < cfg.step_size_tilt < inf:
             raise FastDiSSError(f"--step-size-tilt must be a finite number, not {cfg.step_size_tilt}")
-        self.cfg = cfg
-
-    @classmethod
-    def build_criterion(cls, cfg, task):
-        return cls(cfg, task)
 
     def plan(self, ids: Tensor, model) -> FlowPlan:
         """The plan of one batch: sentence ``ids`` (B,) and the update fix every random number.  Validation is always
         that of update 0 and without a teacher, so its losses can be compared."""
         update = model.num_updates if model.training else 0
         return FlowPlan(
-            key=fold(ids.long(), "training", self.cfg.seed, update),
+            key=self.key(ids, update),
             step_aware=model.teacher is not None and model.training,
             tilt=self.cfg.step_size_tilt,
             teacher=str(self.cfg.teacher),
@@ -78,8 +66,7 @@ class FSDFMLoss(FairseqCriterion):
         )
 
     def forward(self, model, sample, reduce=True):
-        """Returns the summed loss, what it is to be divided by (target tokens; with --sentence-avg sentences), and
-        logs."""
+        """As fairseq wants it: :meth:`.FewStepLoss.summed`."""
         target = cut(sample["target"], model.max_positions()[1])
         net = model if model.training else model.deployed
         output = net(sample["net_input"]["src_tokens"], target, self.plan(sample["id"], net))
@@ -90,12 +77,7 @@ class FSDFMLoss(FairseqCriterion):
             "length_loss": (output.length_loss.unsqueeze(1) * mask).sum(),  # the same denominator as the others
         }
         loss = losses["flow_loss"] + losses["teacher_loss"] + self.cfg.length_loss_factor * losses["length_loss"]
-        tokens = mask.sum()
-        logs = {name: value.detach() for name, value in losses.items()}
-        logs.update(self.statistics(output))
-        size = len(target) if self.cfg.sentence_avg else tokens
-        logs.update(loss=loss.detach(), ntokens=tokens, sample_size=size, nsentences=len(target))
-        return loss, size, logs
+        return self.summed(loss, losses, self.statistics(output), mask)
 
     @staticmethod
     @torch.no_grad()
@@ -122,7 +104,3 @@ class FSDFMLoss(FairseqCriterion):
         metrics.log_scalar("t", sums["t"] / max(words, 1), words, round=3)
         metrics.log_scalar("teacher_loss", sums["teacher_loss"] / max(large, 1), large, round=3)
         metrics.log_scalar("large_steps", 100 * large / max(words, 1), words, round=2)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        return True
