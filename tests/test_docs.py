@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ENVIRONMENT, ROOT
+from fairseq.options import parse_args_and_arch
 
+from fastdiss_fairseq.tools import ablate
 from fastdiss_fairseq.tools.records import FIELDS
 
 DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples" / "serving").glob("*.md"), ROOT / "CONTRIBUTING.md"])
@@ -111,8 +113,6 @@ def parser_of(name):
 @pytest.mark.parametrize("page,words", COMMANDS, ids=[f"{page}-{words[0]}" for page, words in COMMANDS])
 def test_indented_commands_are_understood(page, words):
     """They take too long to run: each option must exist and take its value."""
-    from fairseq.options import parse_args_and_arch
-
     name, *arguments = words
     if name == "fairseq-hydra-train":
         config = dict(word.split("=", 1) for word in arguments)["--config-dir"].replace("$PWD", str(ROOT))
@@ -122,6 +122,33 @@ def test_indented_commands_are_understood(page, words):
     else:
         arguments = [str(ROOT / word) if word == "fastdiss_fairseq" else word for word in arguments]
         parse_args_and_arch(parser_of(name), arguments)
+
+
+SCRIPT = ROOT / "examples" / "translation" / "multi30k" / "tables.sh"
+TABLES = (
+    re.search(r"^# TABLE: ((?:.*\n)+?)# OUTPUT", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+    .group(1)
+    .replace("#", " ")
+    .split()
+)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_commands_that_make_a_table_are_understood(table):
+    """They take hours to run: each option must exist and take its value, those of trainings too."""
+    done = subprocess.run(
+        ["bash", str(SCRIPT), table], env={**ENVIRONMENT, "DRY_RUN": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    for name, *arguments in (words for words in lines if words[0].startswith("fastdiss-")):
+        args = parser_of(name).parse_args(arguments)
+        if name == "fastdiss-ablate":
+            for training in ablate.trainings(args):
+                *_, data = ablate.command(args, training)[:4]
+                options = ablate.command(args, training)[4:]
+                parse_args_and_arch(parser_of("fairseq-train"), [data, *options])
+    assert any(words[0] == "fastdiss-sweep" for words in lines)
 
 
 def test_the_documentation_has_commands():
