@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "fastdiss_fairseq/__init__.py").read_text()).group(1)
 #: Plots, ROUGE and tensorboard logs.
-EXPERIMENTS = ["matplotlib", "rouge-score", "tensorboardX"]
+EXPERIMENTS = ["matplotlib", "rouge-score>=0.1.2", "tensorboardX"]
 #: examples/serving.
 SERVE = ["fastapi", "uvicorn"]
 #: --decoding-onnx.

@@ -146,7 +146,7 @@ def export_graph(module: torch.nn.Module, inputs, file, names, sizes) -> None:
 
 
 def read_lazily(path) -> dict:
-    """A checkpoint whose tensors are read where they are looked at, from torch 2.1 on."""
+    """A checkpoint whose tensors are read where they are looked at: from torch 2.1 on, before at once."""
     lazily = {"mmap": True} if "mmap" in inspect.signature(torch.load).parameters else {}
     return torch.load(path, map_location="cpu", **lazily)
 

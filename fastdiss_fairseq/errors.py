@@ -1,4 +1,4 @@
-"""Mistakes that the user can mend, and how commands end at them: in one line instead of a traceback."""
+"""Mistakes that the user can mend, and how commands end at them: in one line, with no traceback before or behind it."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def explanation(error: BaseException) -> Optional[str]:
 def _raised_of_options(error: BaseException) -> bool:
     """Whether the innermost call is one of fairseq's commands, its choice of a checkpoint, or an optimizer's or a
     scheduler's look at its options."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # the hook's errors have been raised
     folder, name = os.path.split(frame.f_code.co_filename)
     beginning = frame.f_code.co_name == "__init__" and os.path.join("fairseq", "optim") in folder
     return os.path.basename(folder) == "fairseq_cli" or name == "checkpoint_utils.py" or beginning

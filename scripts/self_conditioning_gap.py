@@ -34,7 +34,7 @@ from fastdiss_fairseq.models.fastdiss import FastDiSSModel
 from fastdiss_fairseq.modules.places import Places
 from fastdiss_fairseq.modules.rounding import nearest_token, rounding_loss
 from fastdiss_fairseq.tools.command import run_as_command
-from fastdiss_fairseq.tools.records import circumstances, save
+from fastdiss_fairseq.tools.records import circumstances, complete, save
 from fastdiss_fairseq.tools.sweep import batches, facts_of
 
 ESTIMATES = ("none", "fresh", "rehearsed", "reused")
@@ -161,7 +161,7 @@ def main() -> None:
     records = []
     for path in args.path:
         for record in measure(path, args):
-            records.append({**common, **record, "value": record["accuracy"]})
+            records.append(complete({**common, **record, "value": record["accuracy"]}))
             save(args.output, records)
     print("| system | K | estimate | cross-entropy | accuracy, % | accuracy of the estimate, % | agreement, % |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")

@@ -15,6 +15,8 @@ import pytest
 
 from conftest import ENVIRONMENT, ROOT
 
+from fastdiss_fairseq import FastDiSSError
+
 pytest.importorskip("fastapi", reason="needs pip install fastapi uvicorn httpx")
 pytest.importorskip("httpx")
 from fastapi.testclient import TestClient  # noqa: E402
@@ -43,6 +45,8 @@ class Model:
         self.calls.append((list(sentences), steps, options))
         if "fail" in sentences:
             raise RuntimeError("out of memory")
+        if options["early_exit"]:
+            raise FastDiSSError("--early-exit is for FastDiSS")
         return [sentence.upper() for sentence in sentences]
 
 
@@ -86,6 +90,14 @@ def test_limits(model, sentences, options, status):
     with TestClient(server.create_app(model)) as client:
         assert ask(client, *sentences, **options).status_code == status
     assert model.calls == []
+
+
+def test_what_the_model_refuses_is_the_clients_mistake(model):
+    """FS-DFM has no early exit."""
+    with TestClient(server.create_app(model)) as client:
+        refused = ask(client, "a", early_exit=True)
+        assert refused.status_code == 422 and "early-exit" in refused.json()["detail"]
+        assert ask(client, "a").status_code == 200
 
 
 async def together(model, limits, *jobs):

@@ -111,7 +111,7 @@ def test_the_contrasts_are_means_over_seeds():
     table = contrasts.ablation_table(found, "BLEU")
     assert "| contrast | K | seed 1 / 2 | mean | 95 % interval | p |" in table
     assert "| SCP: scp − standard | 5 | +0.50 / -1.00 | -0.25 | -0.25 to -0.25 |" in table
-    assert "| both: scp+mans − standard | 5 |  / -0.75 |" in table
+    assert "| both: scp+mans − standard | 5 | – / -0.75 |" in table
 
 
 def test_settings_are_not_mixed():
@@ -131,3 +131,12 @@ def test_records_of_one_system_make_no_table():
     values = {("standard", "previous", 1): 20.0, ("standard", "recompute", 1): 21.0}
     found = list(contrasts.pooled([record(*key) for key in values], scores_of(values)))
     assert len(found) == 1 and contrasts.ablation_table(found, "BLEU") == ""
+
+
+def test_candidates_of_lengths_and_of_seeds_are_not_taken_for_each_other():
+    """Ten are ten lengths, or five with two seeds."""
+    hypotheses = lambda r: GOOD if r["length_beam"] == 10 else BAD
+    records = [record("standard", length_beam=length, noise_beam=seeds) for length, seeds in ((10, 1), (5, 2))]
+    scores = contrasts.cached_scores(hypotheses, lambda r: SENTENCES, "BLEU")
+    assert scores(records[0])[0] > scores(records[1])[0] + 10
+    assert rows.twin(records, records[0], noise_beam=2) is None

@@ -38,7 +38,7 @@ def test_the_seed_is_that_of_fairseqs_commands_unless_given(model):
     """The shipped model was trained with another."""
     several = lambda **seed: model.decode(SENTENCES, steps=2, noise_beam=3, decoding_solver="renoise", **seed)
     assert several() == several(seed=1) != several(seed=2)
-    with pytest.raises(FastDiSSError, match="seed must be a whole number, not 'x'"):
+    with pytest.raises(FastDiSSError, match="seed must be a whole number .*not 'x'"):
         model.translate(SENTENCES, seed="x")
 
 

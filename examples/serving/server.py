@@ -18,7 +18,7 @@ from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
-from fastdiss_fairseq import FastDiSS
+from fastdiss_fairseq import FastDiSS, FastDiSSError
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
@@ -146,6 +146,8 @@ def create_app(model: FastDiSS, limits: Limits = Limits()) -> FastAPI:
             raise HTTPException(413, f"a sentence may have at most {limits.characters} characters")
         try:
             return Answer(translations=await app.state.batcher.translate(query.sentences, query.options))
+        except FastDiSSError as error:  # what this model has not, such as early exit of FS-DFM
+            raise HTTPException(422, str(error)) from None
         except asyncio.QueueFull:
             raise HTTPException(503, "too many requests wait; try again", {"Retry-After": "1"}) from None
         except asyncio.TimeoutError:

@@ -261,8 +261,8 @@ def positive(flag: str, value) -> int:
 
 
 def _seed(value) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise FastDiSSError(f"seed must be a whole number, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
+        raise FastDiSSError(f"seed must be a whole number of at most 64 bits, not {value!r}")
     return int(value)
 
 

@@ -109,8 +109,8 @@ class FastDiSSTask(TranslationTask):
 
         Raises:
             FastDiSSError: training another model, with ``--fp16`` and no GPU or a moving average, with
-                ``--decoding-int8``, or for a BLEU that is not measured; ``--eval-bleu-args`` that cannot be read; or
-                a checkpoint of the other direction.
+                ``--decoding-int8``, or for a BLEU that is not measured; ``--eval-bleu-args`` that cannot be read, or
+                an unknown ``--eval-bleu-detok``; or a checkpoint of the other direction.
         """
         for name in MODEL_OPTIONS:
             if getattr(self.cfg, name) and not from_checkpoint:
@@ -126,13 +126,13 @@ class FastDiSSTask(TranslationTask):
             check_direction(cfg, self.cfg)
         elif hasattr(cfg, "source_lang"):  # as inferred from the data, for the checkpoint to say
             cfg.source_lang, cfg.target_lang = self.cfg.source_lang, self.cfg.target_lang
-        others = FastDiSSError(f"--task fastdiss trains the models {', '.join(ARCHITECTURES)}: choose one by --arch")
+        others = f"--task fastdiss trains the models {', '.join(ARCHITECTURES)}: choose one by --arch"
         name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
         if not from_checkpoint and name not in {*MODEL_REGISTRY, *ARCH_MODEL_REGISTRY}:
-            raise others  # a name misspelt in a configuration of hydra's
+            raise FastDiSSError(others)  # a name misspelt in a configuration of hydra's
         model = super().build_model(cfg, from_checkpoint)
         if not from_checkpoint and not isinstance(model, FewStepModel):
-            raise others
+            raise FastDiSSError(others)
         if not from_checkpoint:
             self.trained = type(model)
         elif isinstance(model, FSDFMModel):
@@ -334,7 +334,7 @@ def check_direction(trained, wanted: FastDiSSTaskConfig) -> None:
 
 def check_bleu(cfg: FastDiSSTaskConfig) -> None:
     """Raise FastDiSSError where the options of BLEU in validation are no JSON objects, or name no tokeniser."""
-    if cfg.eval_bleu_detok not in TOKENIZER_REGISTRY:
+    if cfg.eval_bleu and cfg.eval_bleu_detok not in TOKENIZER_REGISTRY:
         known = ", ".join(sorted(TOKENIZER_REGISTRY))
         raise FastDiSSError(f"--eval-bleu-detok {cfg.eval_bleu_detok} is no tokeniser of fairseq's ({known})")
     for name in ("eval_bleu_args", "eval_bleu_detok_args"):

@@ -1,4 +1,4 @@
-"""What a sweep's records are difference_of for: each system against a baseline, recomputed against reused self-conditioning
+"""What a sweep's records are tested for: each system against a baseline, recomputed against reused self-conditioning
 estimates, and, where the records are of the paper's ablation, its claims, as means over seeds."""
 
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
@@ -6,7 +6,7 @@ from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequenc
 import numpy as np
 
 from .rows import ROW_FIELDS, identity, label, table, twin, varying
-from .significance import RESAMPLES, Difference, resampled_scores, difference_of
+from .significance import RESAMPLES, Difference, difference_of, resampled_scores
 
 #: The scores of a record's corpus and of those drawn from it.
 Scores = Callable[[dict], np.ndarray]
@@ -40,7 +40,8 @@ OF_PAIRS = [name for name, terms in ABLATION.items() if len(terms) == 2 and "sta
 
 
 class Pooled(NamedTuple):
-    """A contrast of the ablation at one K: the mean over seeds, and the value of each."""
+    """A contrast of the ablation at one K: the mean over seeds, and the value of each.  It is tested over sentences, so
+    it speaks of these trainings; how others would differ the values of the seeds show."""
 
     name: str
     record: dict  # one of those that it is of
@@ -119,7 +120,7 @@ def ablation_table(contrasts: Sequence[Pooled], metric: str) -> str:
     lines = []
     for name, record, mean, by_seed in contrasts:
         called = ", ".join(filter(None, [name, label(record, shown)]))
-        each = " / ".join(f"{by_seed[seed]:+.2f}" if seed in by_seed else "" for seed in seeds)
+        each = " / ".join(f"{by_seed[seed]:+.2f}" if seed in by_seed else "–" for seed in seeds)
         lines.append([called, f"{record['steps']}", each, *figures(mean)])
     heads = ["contrast", "K", f"seed {' / '.join(map(str, seeds))}", "mean", *FIGURES[1:]]
-    return titled(f"The ablation in {metric}", table(heads, 5, lines))
+    return titled(f"The ablation in {metric}: means of these trainings, over sentences", table(heads, 5, lines))

@@ -61,8 +61,13 @@ class Records:
 
     def add(self, record: dict) -> None:
         """Add or replace a record, with all of :data:`FIELDS`, and save all; a crash leaves the old file or the new one."""
-        self._found[self.key(record)] = {**record, **{name: record.get(name) for name in FIELDS}}
+        self._found[self.key(record)] = complete(record)
         save(self.path, list(self))
+
+
+def complete(record: dict) -> dict:
+    """The record with all of :data:`FIELDS`."""
+    return {**record, **{name: record.get(name) for name in FIELDS}}
 
 
 def save(path: Path, content, indent: Optional[int] = 1) -> None:

@@ -4,8 +4,8 @@ from typing import Iterable, List, Optional, Sequence
 
 #: What may tell rows of a table apart, in the order of its columns.
 ROW_FIELDS = (
-    "benchmark", "split", "system", "seed", "self_conditioning", "candidates", "choice", "solver", "estimate",
-    "noise_factor", "told_noise_factor", "temperature", "repeats", "length_factor", "decoding_seed",
+    "benchmark", "split", "system", "seed", "self_conditioning", "length_beam", "noise_beam", "choice", "solver",
+    "estimate", "noise_factor", "told_noise_factor", "temperature", "repeats", "length_factor", "decoding_seed",
 )  # fmt: skip
 
 

@@ -43,12 +43,12 @@ def resampled_scores(hypotheses: Sequence[str], references: Sequence[str], metri
     return np.array([scorer._compute_score_from_stats(sums.tolist()).score for sums in times @ statistics])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.lru_cache(maxsize=2)
 def sentences_drawn(count: int) -> np.ndarray:
     """How often each of ``count`` sentences is drawn: once in the first row, at random in the others;
     ``(1 + RESAMPLES, count)``."""
     drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return np.concatenate([np.ones((1, count)), drawn])
+    return np.concatenate([np.ones((1, count)), drawn]).astype(np.float32)
 
 
 def difference_of(differences: np.ndarray) -> Difference:

@@ -26,8 +26,8 @@ def tokens_of(lines: Sequence[str], lang: str) -> List[List[str]]:
 
 
 def sentence_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], lang: str) -> float:
-    """The mean of the sentences' BLEU x 100, in lower case and with NLTK's smoothing 4, as DiffuSeq reports it (there on
-    the tokens of BERT's uncased vocabulary, here on Moses tokens).
+    """The mean of the sentences' BLEU x 100, in lower case and with NLTK's smoothing 4, as DiffuSeq reports it (there of
+    words between spaces, here of Moses tokens).
 
     Args:
         references: one or more for each sentence.
@@ -47,7 +47,7 @@ def sentence_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 
 def distinct(hypotheses: Sequence[str], lang: str) -> float:
     """The mean over sentences of the share of tokens x 100 that are not said before in the sentence, in lower case: the
-    dist-1 of DiffuSeq (there on BERT's tokens, here on Moses tokens).  Empty sentences count 0."""
+    dist-1 of DiffuSeq (there of words between spaces, here of Moses tokens).  Empty sentences count 0."""
     scores = [len(set(tokens)) / max(len(tokens), 1) for tokens in tokens_of(hypotheses, lang)]
     return 100 * sum(scores) / len(scores)
 

@@ -5,13 +5,16 @@
 #   tables.sh TABLE...
 #
 # TABLE: teacher longer trained one_time_trained one_time one_time_weight solvers mixed_times objective
-#        self_conditioning_prob choices shipped repeats candidates rerank cmlm_teacher
+#        self_conditioning_prob choices shipped shipped_training repeats candidates rerank cmlm_teacher
 # OUTPUT=runs/tables  DEVICE=--cpu (empty: a GPU)  JOBS=2  DRY_RUN=1: print the commands
 # What starts from an earlier shipped model takes it from this repository's history.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/recipe.sh"
 [[ $# -ge 1 && $1 != -* ]] || usage
+for table in "$@"; do
+    [[ " $(sed -n '/^# TABLE:/,/^# OUTPUT/p' "$0" | tr '#\n' '  ') " == *" $table "* ]] || die "there is no table $table"
+done
 device=${DEVICE---cpu}
 output=${OUTPUT:-runs/tables}
 original=data-bin/multi30k_de_en
@@ -46,7 +49,7 @@ train() {
     for system in "$@"; do
         if [[ $system == *=* ]]; then variants+=(--variant "$system"); else systems+=("$system"); fi
     done
-    run fastdiss-ablate "$data" --output "$output/$table" --jobs "${JOBS:-2}" --seeds "${seeds[@]}" \
+    run fastdiss-ablate "$data" --output "$output/$trained" --jobs "${JOBS:-2}" --seeds "${seeds[@]}" \
         --systems "${systems[@]}" "${variants[@]}" --train "$options"
     systems=("${@%%=*}")
 }
@@ -58,7 +61,7 @@ sweep() {
     for seed in "${seeds[@]}"; do
         for system in "${systems[@]}"; do
             names+=("$system")
-            paths+=("$output/$table/$system$([[ $seed == 1 ]] || echo "-seed$seed")/checkpoint_last.pt")
+            paths+=("$output/$trained/$system$([[ $seed == 1 ]] || echo "-seed$seed")/checkpoint_last.pt")
         done
     done
     decode "$subset" "$subset" --path "${paths[@]}" --systems "${names[@]}" "$@"
@@ -90,7 +93,7 @@ distil() {
 run bash examples/translation/multi30k/prepare.sh
 
 for table in "$@"; do
-    seeds=(1)
+    seeds=(1) trained=$table
     case $table in
         teacher) # the present defaults on a teacher's targets
             seeds=(2)
@@ -123,7 +126,12 @@ for table in "$@"; do
             sweep test --steps 1 2 5 20 --solver $solver --self-conditioning recompute --baseline standard
             ;;
         one_time) # one time for all tokens, from scratch
-            seeds=(2 3)
+            seeds=(3)
+            train "$distilled" "$(recipe 1800) --mixed-times 0" standard scp
+            sweep valid --steps 1 2 5 10 --solver renoise --baseline standard
+            sweep test --steps 1 2 3 5 10 20 --solver renoise --baseline standard
+            sweep test --steps 2 5 --solver renoise --self-conditioning recompute --baseline standard
+            seeds=(2)
             train "$distilled" "$(recipe 1800) --mixed-times 0" "${four[@]}"
             sweep valid --steps 1 2 5 10 20 --solver renoise ddim --baseline standard
             sweep test --steps 1 2 3 5 10 20 --solver renoise --baseline standard
@@ -138,7 +146,7 @@ for table in "$@"; do
             sweep valid --steps 1 2 5 10 20 --solver renoise ddim --estimate expected direct
             ;;
         solvers) # of the models of one_time
-            seeds=(2)
+            seeds=(2) trained=one_time
             train "$distilled" "$(recipe 1800) --mixed-times 0" standard scp+mans
             sweep valid --steps 1 2 3 5 --solver renoise ddim ddpm dpmpp_2m
             systems=(standard)
@@ -162,6 +170,7 @@ for table in "$@"; do
             sweep valid --steps 1 2 5 10 --self-conditioning previous recompute
             ;;
         choices) # from evidence.sh's standard system
+            [[ -n ${DRY_RUN:-} || -f runs/ablation/standard/checkpoint_last.pt ]] || die "run evidence.sh first"
             options="$(recipe 600 5e-4 50) --finetune-from-model runs/ablation/standard/checkpoint_last.pt"
             train "$original" "$options" standard scp \
                 "uniform=--scp-rule uniform --no-mans" "fresh=--scp-coupling fresh --no-mans" "gamma=--scp-rule gamma --no-mans" \
@@ -169,10 +178,13 @@ for table in "$@"; do
                 "beta-2-from-0=--no-scp --mans-start 0" "beta-4=--no-scp --mans-scale 4" "beta-4-from-0=--no-scp --mans-scale 4 --mans-start 0"
             sweep valid --steps 1 2 5 20 --baseline standard
             ;;
-        shipped) # trained on as it was, and the model of this checkout
+        shipped_training) # from the model shipped before to that of this checkout
             shipped_at b3b490f
             seeds=(3)
             train "$distilled" "$(recipe 5400 1e-3 100) --finetune-from-model $output/b3b490f.pt $earlier" scp+mans
+            sweep valid --steps 1 2 3 5 10 20
+            ;;
+        shipped)
             for subset in valid test; do
                 decode $subset $subset --path models/multi30k_de_en --systems shipped --steps 1 2 3 5 10 20 --length-factor 1 1.06
                 decode $subset $subset --path models/multi30k_de_en --systems shipped --steps 1 5 --length-beam 10 --choice mbr
@@ -204,6 +216,5 @@ for table in "$@"; do
             decode test test --outputs "cmlm:1=$output/$table/cmlm_1.txt" "cmlm:4=$output/$table/cmlm_4.txt" "cmlm:10=$output/$table/cmlm_10.txt" \
                 --output-repeats keep merge
             ;;
-        *) die "there is no table $table" ;;
     esac
 done
