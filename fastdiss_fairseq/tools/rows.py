@@ -20,7 +20,9 @@ def varying(records: Sequence[dict]) -> List[int]:
 
 
 def label(record: dict, shown: Sequence[int]) -> str:
-    return ", ".join(str(row_of(record)[i]) for i in shown if row_of(record)[i] is not None)
+    """The fields ``shown`` of a record in words: names as they are, numbers with their field's."""
+    fields = [(ROW_FIELDS[i].replace("_", " "), row_of(record)[i]) for i in shown if row_of(record)[i] is not None]
+    return ", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in fields)
 
 
 def identity(record: dict) -> tuple:
