@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 from helpers import MINIATURE, batch, flow_model, model, model_config, sentences, task
@@ -18,6 +19,7 @@ from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve, without_effe
 from fastdiss_fairseq.generation.continuous import read
 from fastdiss_fairseq.generation.generator import FastDiSSGenerator
 from fastdiss_fairseq.models.fastdiss import FastDiSSModel
+from fastdiss_fairseq.modules import transformer
 from fastdiss_fairseq.modules.places import Places
 from fastdiss_fairseq.modules.rounding import Vocabulary
 
@@ -236,6 +238,22 @@ def test_a_compiled_network_says_the_same():
                 assert one["tokens"].tolist() == other["tokens"].tolist()
                 assert torch.allclose(one["positional_scores"], other["positional_scores"], atol=1e-4)
     assert "_orig_mod" not in "".join(net.state_dict())
+
+
+def test_candidates_share_the_keys_and_values_of_their_source(monkeypatch):
+    """Ten candidates of a sentence look, in all steps, at one row of keys, which was projected once."""
+    seen = []
+
+    def watched(queries, keys, values, **options):
+        seen.append((len(keys), keys.data_ptr(), values.data_ptr()))
+        return F.scaled_dot_product_attention(queries, keys, values, **options)
+
+    monkeypatch.setattr(transformer, "scaled_dot_product_attention", watched)
+    generate(SOURCES, decoding_steps=3, length_beam=5, noise_beam=2)
+    ours = [places for rows, *places in seen if rows == len(SOURCES)]
+    denoiser, layers = ours[NET.cfg.encoder_layers :], NET.cfg.decoder_layers
+    assert len(denoiser) == 3 * layers and denoiser == 3 * denoiser[:layers]
+    assert {rows for rows, *_ in seen} == {len(SOURCES), 10 * len(SOURCES)}
 
 
 @pytest.mark.parametrize("options", [{}, {"length_beam": 3, "early_exit": True}, {"decoding_solver": "ddim"}], ids=str)

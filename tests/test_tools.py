@@ -208,6 +208,16 @@ def test_a_sweep_of_a_changed_model(data, text, checkpoint, tmp_path):
     ]
 
 
+def test_a_sweep_with_early_exit_stands_beside_that_without(data, text, checkpoint, tmp_path):
+    always = ["--reference", text / "test.tgt", "--steps", 60, "--cpu", "--output", tmp_path]
+    for options in ([], ["--early-exit"]):
+        tool("sweep", data, "--path", checkpoint, "--systems", "a", *always, *options)
+    whole, early = json.loads((tmp_path / "results.json").read_text())
+    assert (whole["system"], whole["early_exit"], whole["evaluations"]) == ("a", False, 60)
+    assert (early["system"], early["early_exit"], early["steps"]) == ("a, early exit", True, 60)
+    assert 1 < early["evaluations"] < 60
+
+
 def test_a_sweep_goes_on_where_it_stopped(swept):
     """Of the cells on file none is decoded again; the one that is missing is, and one of another checkpoint."""
     folder, arguments, _ = swept
@@ -716,6 +726,14 @@ def test_the_optimizers_are_timed(data, checkpoint, tmp_path):
     assert set(records) == {"adam", "fused_adam"} and {r["against"] for r in records.values()} == {"adam"}
     assert all(r["value"] > 0 and r["rounds"] == 3 for r in records.values())
     assert "| fused_adam |" in done.stdout
+
+
+def test_mbr_is_timed_over_the_whole_split(data, checkpoint, tmp_path):
+    options = ["--parts", "choice", "--steps", 2, "--candidates", 1, 3, "--batch-sizes", 4, "--rounds", 2, "--cpu"]
+    tool("benchmark", data, "--path", checkpoint, "--output", tmp_path, *options)
+    (record,) = json.loads((tmp_path / "results.json").read_text())
+    assert (record["benchmark"], record["system"], record["candidates"], record["rounds"]) == ("choice", "mbr", 3, 2)
+    assert 0 < record["value"] <= record["p95"] and record["sentences_per_second"] > 0
 
 
 def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, transformer, tmp_path):

@@ -65,11 +65,12 @@ SAME = ("checkpoint_sha256", "data_sha256", "reference_sha256", "reranker_sha256
 
 class Loaded(NamedTuple):
     """A checkpoint ready to decode: ``models``, its own and perhaps a reranker; ``facts`` are the fields that all its
-    records share."""
+    records share, ``options`` those of decoding that all its cells do."""
 
     models: list
     task: object
     facts: Dict[str, object]
+    options: Dict[str, object]
 
     def models_for(self, cell: Dict[str, object]) -> list:
         """Those that decode a cell."""
@@ -102,6 +103,9 @@ def get_parser() -> argparse.ArgumentParser:
         default=[],
         choices=DEPLOYMENTS,
         help="decode with --decoding-NAME of each; systems are named after it",
+    )
+    parser.add_argument(
+        "--early-exit", action="store_true", help="decode with --early-exit; systems are named after it"
     )
     parser.add_argument("--subset", default="test", help="split to decode (default: test)")
     parser.add_argument("--reference", type=Path, required=True, help="raw reference, one sentence a line")
@@ -174,7 +178,7 @@ def load(path: str, args, facts: Dict[str, object]) -> Loaded:
         models += load_reranker(args.reranker, task)
         check_models(models, "ar")
     models = [model.to(device(args)).eval() for model in models]
-    return Loaded(models, task, facts)
+    return Loaded(models, task, facts, {"early_exit": args.early_exit})
 
 
 def facts_of(path: str) -> Dict[str, object]:
@@ -208,7 +212,7 @@ def batches(task, args) -> List[dict]:
 
 def generator_for(loaded: Loaded, cell: Dict[str, object]):
     """The plugin's generator with the settings of a cell."""
-    request = Namespace(**{SETTINGS[name]: value for name, value in cell.items()})
+    request = Namespace(**loaded.options, **{SETTINGS[name]: value for name, value in cell.items()})
     return loaded.task.build_generator(loaded.models_for(cell), request)
 
 
@@ -264,6 +268,7 @@ def common(args) -> Dict[str, object]:
         "post_process": args.post_process,
         "detokenize": args.detokenize,
         "deployment": "+".join(args.deployment) or None,
+        "early_exit": args.early_exit,
         **circumstances("fastdiss-sweep", device(args)),
     }
 
@@ -303,6 +308,7 @@ def external(spec: str, repeats: str, args) -> tuple:
         "system": system,
         "steps": steps,
         "deployment": None,
+        "early_exit": None,
         "candidates": None,
         "self_conditioning": None,
         "repeats": repeats,
@@ -406,7 +412,7 @@ def identified(args) -> List[Tuple[str, Dict[str, object]]]:
     found, names = [], {}
     for path, name in itertools.zip_longest(map(weights_of, args.path), args.systems or []):
         facts = facts_of(path)
-        facts["system"] = ", ".join([name or facts["system"], *args.deployment])
+        facts["system"] = ", ".join([name or facts["system"], *args.deployment, *["early exit"] * args.early_exit])
         other = names.setdefault((facts["system"], facts["seed"]), path)
         if str(other) != str(path):
             raise FastDiSSError(f"{other} and {path} are both {facts['system']}: name them by --systems")

@@ -5,7 +5,7 @@
 #   tables.sh TABLE...
 #
 # TABLE: teacher longer trained one_time_trained one_time one_time_weight solvers mixed_times objective
-#        self_conditioning_prob choices shipped shipped_training repeats candidates rerank cmlm_teacher
+#        self_conditioning_prob choices early_exit shipped shipped_training repeats candidates rerank cmlm_teacher
 # OUTPUT=runs/tables  DEVICE=--cpu (empty: a GPU)  JOBS=2  DRY_RUN=1: print the commands
 # What starts from an earlier shipped model takes it from this repository's history.
 set -euo pipefail
@@ -80,6 +80,14 @@ shipped_at() {
     [[ -z ${DRY_RUN:-} ]] || return 0
     mkdir -p "$output"
     git show "$1:models/multi30k_de_en/model.pt" > "$output/$1.pt"
+}
+
+# ablated SYSTEM...: see that evidence.sh has trained them.
+ablated() {
+    local system
+    for system in "$@"; do
+        [[ -n ${DRY_RUN:-} || -f runs/ablation/$system/checkpoint_last.pt ]] || die "run evidence.sh first"
+    done
 }
 
 four=(standard scp mans scp+mans)
@@ -170,13 +178,24 @@ for table in "$@"; do
             sweep valid --steps 1 2 5 10 --self-conditioning previous recompute
             ;;
         choices) # from evidence.sh's standard system
-            [[ -n ${DRY_RUN:-} || -f runs/ablation/standard/checkpoint_last.pt ]] || die "run evidence.sh first"
+            ablated standard
             options="$(recipe 600 5e-4 50) --finetune-from-model runs/ablation/standard/checkpoint_last.pt"
             train "$original" "$options" standard scp \
                 "uniform=--scp-rule uniform --no-mans" "fresh=--scp-coupling fresh --no-mans" "gamma=--scp-rule gamma --no-mans" \
                 "two-hops=--scp-hops 2 --no-mans" "beta-2=--no-scp" "beta-2-from-half=--no-scp --mans-start 0.5" \
                 "beta-2-from-0=--no-scp --mans-start 0" "beta-4=--no-scp --mans-scale 4" "beta-4-from-0=--no-scp --mans-scale 4 --mans-start 0"
             sweep valid --steps 1 2 5 20 --baseline standard
+            ;;
+        early_exit) # of evidence.sh's systems and the shipped model
+            names=(shipped) paths=(models/multi30k_de_en)
+            for system in "${four[@]}"; do
+                ablated "$system" "$system-seed2"
+                names+=("$system" "$system")
+                paths+=("runs/ablation/$system/checkpoint_last.pt" "runs/ablation/$system-seed2/checkpoint_last.pt")
+            done
+            for grid in "--steps 10 14 20" "--steps 20 --early-exit"; do
+                decode valid valid --path "${paths[@]}" --systems "${names[@]}" $grid
+            done
             ;;
         shipped_training) # from the model shipped before to that of this checkout
             shipped_at b3b490f

@@ -1,0 +1,102 @@
+"""What is timed: systems that take the same batches in turn."""
+
+import statistics
+from typing import Callable, Dict, List, NamedTuple, Sequence
+
+from tqdm import tqdm
+
+from fairseq import utils
+from fairseq.models import FairseqEncoderDecoderModel
+from fairseq.models.nat import (
+    CMLMNATransformerModel,
+    FairseqNATModel,
+    LevenshteinTransformerModel,
+    NATransformerModel,
+)
+
+from ..compat import device
+from ..errors import FastDiSSError
+from ..generation.config import DEPLOYMENTS, SIZE_BY_SIZE
+from ..loading import load as load_for
+from ..models.fastdiss import FastDiSSModel
+from ..models.fsdfm import FSDFMModel
+from .records import circumstances, clock, peak_memory_mb
+
+BASELINES = ("ar", "nat", "cmlm", "levt")
+FSDFM = "fsdfm"
+#: What the checkpoint of each option must hold: its name, its class and the subclass that it must not be.
+KINDS = {
+    "path": ("a FastDiSS model", FastDiSSModel, ()),
+    "fsdfm": ("an FS-DFM model", FSDFMModel, ()),
+    "ar": ("an autoregressive model", FairseqEncoderDecoderModel, FairseqNATModel),
+    "nat": ("a NAT model", NATransformerModel, CMLMNATransformerModel),
+    "cmlm": ("a CMLM model", CMLMNATransformerModel, ()),
+    "levt": ("a Levenshtein transformer", LevenshteinTransformerModel, ()),
+}
+
+
+class Contender(NamedTuple):
+    """What is timed: ``run(batch)``; ``fields`` are its record's ``system``, ``path``, ``steps`` and ``candidates``."""
+
+    fields: Dict[str, object]
+    run: Callable[[dict], object]
+
+    @property
+    def name(self) -> str:
+        path = {"reference": ", reference path", **{name: f", {name}" for name in DEPLOYMENTS}}.get(
+            self.fields["path"], ""
+        )
+        steps = f", K = {self.fields['steps']}" if self.fields["steps"] else ""
+        many = f", {self.fields['candidates']} candidates" if self.fields["candidates"] not in (None, 1) else ""
+        return f"{self.fields['system']}{steps}{many}{path}"
+
+
+def load(path: str, args) -> tuple:
+    """Model and task of a checkpoint for the data folder, in float32 however it was trained."""
+    models, cfg, task = load_for(path, args.data, autocast="none")
+    for name, (kind, wanted, unwanted) in KINDS.items():
+        if path == getattr(args, name) and (not isinstance(models[0], wanted) or isinstance(models[0], unwanted)):
+            raise FastDiSSError(f"--{name} takes the checkpoint of {kind}; this one holds {type(models[0]).__name__}")
+    return models[0].to(device(args)).eval(), cfg, task
+
+
+def collate(dataset, numbers: Sequence[int], args) -> dict:
+    batch = dataset.collater([dataset[i] for i in numbers])
+    return utils.move_to_cuda(batch) if device(args).type == "cuda" else batch
+
+
+def in_turn(contenders: Sequence[Contender], batches: Sequence[dict], args) -> List[List[float]]:
+    """Seconds of each contender for each batch: all take a batch before any takes the next.  Before, each warms up with
+    the first, and what gets ready for each size with all."""
+    for contender in tqdm(contenders, desc="warming up", unit="contender", leave=False):
+        started = clock(args)
+        for batch in batches if contender.fields["path"] in SIZE_BY_SIZE else batches[:1]:
+            contender.run(batch)
+        contender.fields["warm_up_seconds"] = round(clock(args) - started, 3)
+    seconds: List[List[float]] = [[] for _ in contenders]
+    for batch in tqdm(batches, desc=f"{len(contenders)} contenders", unit="round"):
+        for contender, times in zip(contenders, seconds):
+            started = clock(args)
+            contender.run(batch)
+            times.append(clock(args) - started)
+    return seconds
+
+
+def record(contender: Contender, times: List[float], contenders, seconds, args) -> dict:
+    """Latency and its ratio to the contender that ``args.against`` names."""
+    names = [other.name for other in contenders]
+    milliseconds = sorted(1000 * value for value in times)
+    found = {
+        **contender.fields,
+        "metric": "latency_ms",
+        "value": round(statistics.median(milliseconds), 3),
+        "p95": round(milliseconds[min(len(milliseconds) - 1, int(0.95 * len(milliseconds)))], 3),
+        "rounds": len(times),
+        "peak_memory_mb": peak_memory_mb(device(args)),
+        **circumstances("fastdiss-benchmark", device(args)),
+    }
+    if args.against in names:
+        others = seconds[names.index(args.against)]
+        found["against"] = args.against
+        found["speed_ratio"] = round(statistics.median(other / own for own, other in zip(times, others)), 3)
+    return found

@@ -1,0 +1,199 @@
+"""Records of how long decoding takes, and single evaluations of the network."""
+
+import contextlib
+import copy
+import functools
+import itertools
+import random
+from argparse import Namespace
+from typing import Callable, Dict, Iterator, List
+
+import torch
+from torch import Tensor
+
+from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
+
+from ..generation.candidates import Special
+from ..generation.choice import mbr
+from ..generation.deployment import Deployment
+from ..modules.graphs import Graphs, Recorder
+from ..modules.places import fixed_sizes
+from ..modules.reference import ReferenceDenoiser
+from .contenders import FSDFM, Contender, collate, in_turn, load, record
+
+#: Generation options of fairseq's models: name -> (baseline, options).
+STOCK = {
+    "ar, beam 1": ("ar", {"beam": 1}),
+    "ar, beam 5": ("ar", {"beam": 5}),
+    "nat": ("nat", {"iter_decode_max_iter": 0}),
+    "cmlm, 4 iterations": ("cmlm", {"iter_decode_max_iter": 3, "iter_decode_force_max_iter": True}),
+    "cmlm, 10 iterations": ("cmlm", {"iter_decode_max_iter": 9, "iter_decode_force_max_iter": True}),
+    "levt": ("levt", {"iter_decode_max_iter": 9}),
+}
+
+
+def on_reference_path(model):
+    """A copy of a FastDiSS model that denoises with fairseq's own layers."""
+    slow = copy.deepcopy(model)
+    slow.denoiser = ReferenceDenoiser(model.denoiser, model.layer_config("decoder"))
+    return slow
+
+
+# Decoding
+
+
+def decoders(args) -> List[Contender]:
+    """All contenders of the decoding benchmark."""
+    model, _, task = load(args.path, args)
+    paths = {"fast": model, "reference": on_reference_path(model)}
+    for name in args.variants:
+        paths[name] = copy.deepcopy(model)
+        Deployment(frozenset({f"decoding_{name}"})).prepare(paths[name], Special.of(task.target_dictionary))
+    found = []
+    for steps, candidates, path in itertools.product(args.steps, args.candidates, paths):
+        if path != "reference" or steps == 5:
+            request = Namespace(decoding_steps=steps, length_beam=candidates)
+            facts = {"system": "fastdiss", "path": path, "steps": steps, "candidates": candidates}
+            found.append(Contender(facts, translator(task, paths[path], request)))
+    found += flow_decoders(args)
+    for name, (baseline, options) in STOCK.items():
+        if getattr(args, baseline):
+            stock, _, its_task = load(getattr(args, baseline), args)
+            request = GenerationConfig(**options)
+            facts = {"system": name, "path": "fairseq", "steps": None, "candidates": None}
+            found.append(Contender(facts, translator(its_task, stock, request)))
+    return found
+
+
+def flow_decoders(args) -> List[Contender]:
+    """FS-DFM with the same steps and candidates, where it takes part."""
+    if not args.fsdfm:
+        return []
+    model, _, task = load(args.fsdfm, args)
+    found = []
+    for steps, candidates in itertools.product(args.steps, args.candidates):
+        facts = {"system": FSDFM, "path": "fast", "steps": steps, "candidates": candidates}
+        request = Namespace(decoding_steps=steps, length_beam=candidates)
+        found.append(Contender(facts, translator(task, model, request)))
+    return found
+
+
+def translator(task, model, request) -> Callable[[dict], object]:
+    if hasattr(model, "prepare_for_inference_"):
+        model.prepare_for_inference_(FairseqConfig())
+    generator = task.build_generator([model], request)
+    return lambda batch: task.inference_step(generator, [model], batch)
+
+
+def decoding_batches(args) -> Dict[object, List[dict]]:
+    """Batches of random sentences of each size, the same for all contenders, and full token batches."""
+    _, _, task = load(args.path, args)
+    task.load_dataset(args.subset)
+    dataset = task.dataset(args.subset)
+    shuffled = list(range(len(dataset)))
+    random.Random(1).shuffle(shuffled)
+    found = {}
+    for size in args.batch_sizes:
+        pieces = [shuffled[i : i + size] for i in range(0, len(shuffled), size)][: args.rounds]
+        found[size] = [collate(dataset, piece, args) for piece in pieces]
+    full = task.get_batch_iterator(dataset, max_tokens=args.max_tokens).frozen_batches
+    found["tokens"] = [collate(dataset, piece, args) for piece in list(full)[: args.rounds]]
+    return found
+
+
+def decoding(args) -> Iterator[dict]:
+    """Records of the decoding benchmark."""
+    contenders = decoders(args)
+    for size, found in decoding_batches(args).items():
+        seconds = in_turn(contenders, found, args)
+        sentences = sum(len(batch["id"]) for batch in found)
+        for contender, times in zip(contenders, seconds):
+            facts = {"benchmark": "decoding", "batch": size, "sentences_per_second": round(sentences / sum(times), 2)}
+            yield {**record(contender, times, contenders, seconds, args), **facts}
+
+
+# Choosing among candidates
+
+
+def choice(args) -> Iterator[dict]:
+    """A record of MBR alone: over all sentences of the split, of as many candidate lengths as the most of
+    ``args.candidates``."""
+    model, _, task = load(args.path, args)
+    task.load_dataset(args.subset)
+    dataset = task.dataset(args.subset)
+    pieces = task.get_batch_iterator(dataset, max_sentences=max(args.batch_sizes)).frozen_batches
+    request = Namespace(decoding_steps=min(args.steps), length_beam=max(args.candidates))
+    generator = task.build_generator([model], request)
+    sources = (collate(dataset, piece, args)["net_input"]["src_tokens"] for piece in pieces)
+    with torch.no_grad():
+        found = [generator.decode(model, source, generator.decoding) for source in sources]
+    run = lambda split: [mbr(batch.tokens, batch.mask, [generator.eos]) for batch in split]
+    facts = {"system": "mbr", "path": "fast", "steps": min(args.steps), "candidates": max(args.candidates)}
+    contenders = [Contender(facts, run)]
+    seconds = in_turn(contenders, [found] * args.rounds, args)
+    size = {
+        "benchmark": "choice",
+        "batch": "split",
+        "sentences_per_second": round(len(dataset) * args.rounds / sum(seconds[0]), 2),
+    }
+    yield {**record(contenders[0], seconds[0], contenders, seconds, args), **size}
+
+
+# One evaluation of the denoiser
+
+
+def step(args) -> Iterator[dict]:
+    """Records of single evaluations of the network, fast path, reference path and where it is asked for as a CUDA graph,
+    on the smallest and largest batches of random sentences and on token batches, whose sentences are of similar lengths."""
+    model, _, _ = load(args.path, args)
+    nets = {"fast": model, "reference": on_reference_path(model)}
+    if "cuda_graphs" in args.variants:
+        nets["cuda_graphs"] = model
+    ways = {path: functools.partial(evaluate, net, path) for path, net in nets.items()}
+    if "cuda_graphs" in ways:
+        ways["cuda_graphs"] = recorded(ways["cuda_graphs"])
+    contenders = []
+    for path, run in ways.items():
+        facts = {"system": "fastdiss", "path": path, "steps": None, "candidates": 1}
+        contenders.append(Contender(facts, run))
+    against = Namespace(**{**vars(args), "against": contenders[1].name})
+    batches = decoding_batches(args)
+    for size in (*sorted({min(args.batch_sizes), max(args.batch_sizes)}), "tokens"):
+        found = [inputs_of(model, nets, batch) for batch in batches[size]]
+        padding = 1 - torch.cat([inputs["mask"].flatten() for inputs in found]).float().mean().item()
+        facts = {"benchmark": "step", "batch": size, "padding": round(padding, 3)}
+        seconds = in_turn(contenders, found, args)
+        for contender, times in zip(contenders, seconds):
+            yield {**record(contender, times, contenders, seconds, against), **facts}
+
+
+@torch.no_grad()
+def inputs_of(model, nets: dict, batch: dict) -> dict:
+    """Inputs of one evaluation, with as many target positions as the reference has, and what each of ``nets`` computes
+    once for all steps."""
+    tokens, mask = batch["net_input"]["src_tokens"], batch["target"].ne(model.padding_idx)
+    z, z_bar = torch.randn(2, *mask.shape, model.cfg.latent_dim, device=mask.device)
+    source_mask = tokens.ne(model.padding_idx)
+    states, constant = model.encoder(tokens, source_mask), {}
+    for path, net in nets.items():
+        with fixed_sizes() if path == "cuda_graphs" else contextlib.nullcontext():
+            constant[path] = net.denoiser.target(mask), net.denoiser.memory(states, source_mask)
+    return {"mask": mask, "z": z, "z_bar": z_bar, "constant": constant}
+
+
+@torch.no_grad()
+def evaluate(net, path: str, inputs: dict):
+    """One evaluation."""
+    t = torch.full((1, 1), 0.5, device=inputs["z"].device)
+    return net.denoise(inputs["z"], t, inputs["z_bar"], *inputs["constant"][path])
+
+
+def recorded(run: Callable[[dict], Tensor]) -> Callable[[dict], object]:
+    """``run``, recorded for each batch."""
+    graphs, names = Graphs(Recorder), itertools.count()
+
+    def replay(inputs):
+        name = inputs.setdefault("name", next(names))
+        return graphs(name, lambda z: (run({**inputs, "z": z}),), inputs["z"])
+
+    return replay
