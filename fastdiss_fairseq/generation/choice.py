@@ -36,7 +36,7 @@ def mbr(tokens: Tensor, mask: Tensor, ignored: List[int]) -> Tensor:
     candidates = tokens.size(1)
     length = mask.sum(-1).double()
     log_precision = 0.0
-    grams, valid = torch.zeros_like(tokens), mask
+    grams, valid = torch.arange(len(tokens), device=tokens.device).view(-1, 1, 1), mask
     for order in range(1, MAX_ORDER + 1):
         grams, valid = _extend(grams, valid, tokens, mask, order)
         matches, total = _clipped_matches(grams, valid), valid.sum(-1).double().unsqueeze(2)
@@ -49,13 +49,14 @@ def mbr(tokens: Tensor, mask: Tensor, ignored: List[int]) -> Tensor:
 
 
 def _compact(tokens: Tensor, mask: Tensor):
-    """Move the real tokens of each row to its front."""
+    """Move the real tokens of each row to its front; the others become 0."""
     order = (~mask).long().sort(dim=-1, stable=True).indices
-    return tokens.gather(-1, order), mask.gather(-1, order)
+    return tokens.masked_fill(~mask, 0).gather(-1, order), mask.gather(-1, order)
 
 
 def _extend(grams: Tensor, valid: Tensor, tokens: Tensor, mask: Tensor, order: int):
-    """Ids of the n-grams that begin at each position, dense within a batch, from those of n - 1."""
+    """Ids of the n-grams that begin at each position, from those of n - 1 (of 0: the sentence's number).  The ids of a
+    batch are dense and ordered, so those of a sentence follow each other."""
     last = torch.zeros_like(tokens)
     inside = torch.zeros_like(mask)
     width = tokens.size(-1) - order + 1
@@ -73,15 +74,10 @@ def _clipped_matches(grams: Tensor, valid: Tensor) -> Tensor:
 
 
 def _counts(grams: Tensor, valid: Tensor) -> Tensor:
-    """How often each distinct n-gram of a sentence's candidates occurs in each: (S, C, G)."""
-    sentences, candidates, width = grams.shape
-    flat = grams.masked_fill(~valid, -1).flatten(1)
-    ordered, order = flat.sort(dim=1)
-    rank = (ordered[:, 1:] != ordered[:, :-1]).long().cumsum(1)
-    rank = torch.cat((rank.new_zeros(sentences, 1), rank), dim=1)
-    dense = torch.empty_like(rank).scatter_(1, order, rank).view(sentences, candidates, width)
-    counts = torch.zeros(sentences, candidates, int(rank.max()) + 1, device=grams.device)
-    return counts.scatter_add_(2, dense, valid.float())
+    """How often each n-gram of a sentence's candidates occurs in each: (S, C, G)."""
+    own = grams - grams.amin(dim=(1, 2), keepdim=True)
+    counts = torch.zeros(*grams.shape[:2], int(own.max()) + 1, device=grams.device)
+    return counts.scatter_add_(2, own, valid.float())
 
 
 def autoregressive_score(model, src_tokens: Tensor, tokens: Tensor, mask: Tensor, eos: int, pad: int) -> Tensor:
