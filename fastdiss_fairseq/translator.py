@@ -16,6 +16,7 @@ from fairseq import checkpoint_utils, utils
 from .bundle import Bundle, opened
 from .errors import FastDiSSError
 from .generation.config import MODEL_OPTIONS, positive
+from .generation.generator import check_models
 from .loading import load_reranker
 from .tasks.fastdiss import readable
 
@@ -82,6 +83,7 @@ class FastDiSS:
         models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(bundle.weights)], arg_overrides=overrides)
         if reranker is not None:
             models += load_reranker(reranker, task)
+            check_models(models, "ar")
         return cls([model.float().to(device) for model in models], task, *bundle.text_codecs())
 
     def translate(self, sentences: Iterable[str], steps: int = 5, **options) -> List[str]:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import forked
 import pytest
@@ -778,6 +779,13 @@ def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, trans
     assert [(r["batch"], r["path"]) for r in steps] == list(itertools.product((1, 4, "tokens"), ("fast", "reference")))
     assert all(0 <= r["padding"] < 1 for r in steps)
     assert "| fastdiss, K = 5, 3 candidates, reference path |" in done.stdout
+    evaluations = {r["system"]: set() for r in decoding}
+    for r in decoding:
+        evaluations[r["system"]].add(r["evaluations"] - (r["steps"] or 0))
+    assert evaluations["fastdiss"] == {0} and all(2 <= tokens for tokens in evaluations["ar, beam 5"])
+    assert "| fastdiss, 3 candidates | 4 | 1 5 |" in done.stdout  # time as a + b K
+    if find_spec("matplotlib"):
+        assert all((tmp_path / f"latency_by_steps.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
     assert_one_line_error(
         tool("benchmark", data, "--path", "no", "--output", tmp_path, check=False), "no checkpoint no"
     )

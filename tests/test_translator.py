@@ -195,6 +195,8 @@ def test_reranking_from_python(data, checkpoint, transformer, tmp_path):
         FastDiSS.from_pretrained(tmp_path / "bundle").decode(["s1"], decoding_choice="ar")
     with pytest.raises(FastDiSSError, match="no checkpoint"):
         FastDiSS.from_pretrained(tmp_path / "bundle", reranker=tmp_path / "none.pt")
+    with pytest.raises(FastDiSSError, match="needs an autoregressive model"):
+        FastDiSS.from_pretrained(tmp_path / "bundle", reranker=tmp_path / "bundle" / "model.pt")
 
 
 def test_what_changes_the_model_is_said_when_it_is_loaded(model):

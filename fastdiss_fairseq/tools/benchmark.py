@@ -6,8 +6,9 @@
 decodes batches of the test set with FastDiSS at several K (also on the reference path), FS-DFM, the autoregressive
 transformer with beams 1 and 5, NAT, CMLM with 4 and 10 iterations and the Levenshtein transformer, as far as
 their checkpoints are given, and takes training steps with each.  All take each batch in turn, so that a
-drift of the machine's speed meets all alike; ratios are medians over batches.  Writes results.json, size by size, and
-table.md; absolute times belong to the machine, ratios are what to compare.  ``--parts profile`` says where the time goes:
+drift of the machine's speed meets all alike; ratios are medians over batches.  Writes results.json, size by size,
+table.md, with time as a line a + b K where there are several K, and a plot; absolute times belong to the machine, ratios
+are what to compare.  ``--parts profile`` says where the time goes:
 the share of each part of decoding (at the --steps and batch sizes given) and of a training step; ``--parts optimizer`` times
 what follows the backward pass, ``--parts choice`` MBR alone, over the whole split.
 """
@@ -21,9 +22,10 @@ from typing import Iterator, Sequence
 from ..compat import device
 from ..errors import FastDiSSError
 from ..generation.config import DEPLOYMENTS
+from . import speed_report
 from .ablate import SYSTEMS
 from .command import run_as_command
-from .contenders import BASELINES, FSDFM, Contender, load
+from .contenders import BASELINES, FSDFM, load
 from .decoding_speed import choice, decoding, decoding_batches, step, translator
 from .records import Records, circumstances, clock
 from .stopwatch import DECODING, TRAINING, stopwatch
@@ -101,41 +103,6 @@ def shares(what: str, run, parts, batches: Sequence[dict], facts: dict, args) ->
         }
 
 
-# Tables
-
-
-def table(records: Sequence[dict]) -> str:
-    """A Markdown table for each benchmark and batch size."""
-    parts = []
-    for (benchmark, batch), group in itertools.groupby(records, lambda r: (r["benchmark"], r["batch"])):
-        group = list(group)
-        if benchmark == "profile":
-            parts.append(profile_table(batch, group))
-            continue
-        rate = "target_tokens_per_second" if benchmark == "training" else "sentences_per_second"
-        against = next((r["against"] for r in group if "against" in r), None)
-        heads = ["system", "median ms", "p95 ms", "per second", *([f"times as fast as {against}"] if against else [])]
-        counted = ["operators"] if benchmark == "training" else []
-        lines = [
-            f"**{benchmark}, batch: {batch}**",
-            "",
-            f"| {' | '.join([*heads, *counted])} |",
-            "| ---" + " | ---:" * (len([*heads, *counted]) - 1) + " |",
-        ]
-        for r in group:
-            cells = [Contender(r, None).name, f"{r['value']:.1f}", f"{r['p95']:.1f}", str(r.get(rate, ""))]
-            others = [*(["speed_ratio"] if against else []), *counted]
-            lines.append(f"| {' | '.join([*cells, *(str(r.get(name, '')) for name in others)])} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join([*parts, records[0]["device"]]) + "\n"
-
-
-def profile_table(batch, records: Sequence[dict]) -> str:
-    lines = [f"**profile, batch: {batch}**", "", "| | part | ms | share |", "| --- | --- | ---: | ---: |"]
-    lines += [f"| {r['system']} | {r['part']} | {r['value']:.1f} | {100 * r['share']:.0f} % |" for r in records]
-    return "\n".join(lines)
-
-
 PARTS = {
     "decoding": decoding,
     "step": step,
@@ -155,9 +122,8 @@ def main(arguments=None):
     for part in args.parts:
         for found in PARTS[part](args):
             records.add(found)
-    text = table(list(records))
-    (args.output / "table.md").write_text(text, encoding="utf-8")
-    print(text)
+    speed_report.write(list(records), args.output)
+    print((args.output / "table.md").read_text(encoding="utf-8"))
 
 
 def cli_main():

@@ -36,10 +36,12 @@ KINDS = {
 
 
 class Contender(NamedTuple):
-    """What is timed: ``run(batch)``; ``fields`` are its record's ``system``, ``path``, ``steps`` and ``candidates``."""
+    """What is timed: ``run(batch)``; ``fields`` are its record's ``system``, ``path``, ``steps`` and ``candidates``;
+    ``count`` gives the network evaluations of each sentence from what it returns."""
 
     fields: Dict[str, object]
     run: Callable[[dict], object]
+    count: Callable[[object], List[int]] = lambda output: []
 
     @property
     def name(self) -> str:
@@ -74,11 +76,15 @@ def in_turn(contenders: Sequence[Contender], batches: Sequence[dict], args) -> L
             contender.run(batch)
         contender.fields["warm_up_seconds"] = round(clock(args) - started, 3)
     seconds: List[List[float]] = [[] for _ in contenders]
+    evaluations: List[List[int]] = [[] for _ in contenders]
     for batch in tqdm(batches, desc=f"{len(contenders)} contenders", unit="round"):
-        for contender, times in zip(contenders, seconds):
+        for contender, times, counts in zip(contenders, seconds, evaluations):
             started = clock(args)
-            contender.run(batch)
+            output = contender.run(batch)
             times.append(clock(args) - started)
+            counts += contender.count(output)
+    for contender, counts in zip(contenders, evaluations):
+        contender.fields["evaluations"] = round(statistics.mean(counts), 2) if counts else None
     return seconds
 
 

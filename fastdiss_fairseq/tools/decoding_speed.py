@@ -54,14 +54,14 @@ def decoders(args) -> List[Contender]:
         if path != "reference" or steps == 5:
             request = Namespace(decoding_steps=steps, length_beam=candidates)
             facts = {"system": "fastdiss", "path": path, "steps": steps, "candidates": candidates}
-            found.append(Contender(facts, translator(task, paths[path], request)))
+            found.append(Contender(facts, translator(task, paths[path], request), evaluations))
     found += flow_decoders(args)
     for name, (baseline, options) in STOCK.items():
         if getattr(args, baseline):
             stock, _, its_task = load(getattr(args, baseline), args)
             request = GenerationConfig(**options)
             facts = {"system": name, "path": "fairseq", "steps": None, "candidates": None}
-            found.append(Contender(facts, translator(its_task, stock, request)))
+            found.append(Contender(facts, translator(its_task, stock, request), fairseq_evaluations))
     return found
 
 
@@ -74,7 +74,7 @@ def flow_decoders(args) -> List[Contender]:
     for steps, candidates in itertools.product(args.steps, args.candidates):
         facts = {"system": FSDFM, "path": "fast", "steps": steps, "candidates": candidates}
         request = Namespace(decoding_steps=steps, length_beam=candidates)
-        found.append(Contender(facts, translator(task, model, request)))
+        found.append(Contender(facts, translator(task, model, request), evaluations))
     return found
 
 
@@ -83,6 +83,18 @@ def translator(task, model, request) -> Callable[[dict], object]:
         model.prepare_for_inference_(FairseqConfig())
     generator = task.build_generator([model], request)
     return lambda batch: task.inference_step(generator, [model], batch)
+
+
+def evaluations(output: List[List[dict]]) -> List[int]:
+    """Network evaluations of each sentence."""
+    return [hypotheses[0]["steps"] for hypotheses in output]
+
+
+def fairseq_evaluations(output: List[List[dict]]) -> List[int]:
+    """Of fairseq's models: iterations (of the Levenshtein transformer up to three passes each), which fairseq numbers from
+    0, or tokens."""
+    best = [hypotheses[0] for hypotheses in output]
+    return [each["steps"] + 1 if "steps" in each else len(each["tokens"]) for each in best]
 
 
 def decoding_batches(args) -> Dict[object, List[dict]]:
