@@ -737,6 +737,16 @@ def test_mbr_is_timed_over_the_whole_split(data, checkpoint, tmp_path):
     assert 0 < record["value"] <= record["p95"] and record["sentences_per_second"] > 0
 
 
+def test_the_benchmark_says_where_paths_agree(data, checkpoint, tmp_path):
+    options = ["--parts", "agreement", "--steps", 1, 3, "--batch-sizes", 4, "--variants", "bf16", "--cpu"]
+    done = tool("benchmark", data, "--path", checkpoint, "--output", tmp_path, *options)
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert [(r["path"], r["steps"]) for r in records] == [("reference", 1), ("bf16", 1), ("reference", 3), ("bf16", 3)]
+    assert all(r["value"] == 100 for r in records if r["path"] == "reference")
+    assert all(0 <= r["value"] <= 100 and r["sentences"] == 10 for r in records)
+    assert "| fastdiss, K = 3, reference path | 100.0 |" in done.stdout
+
+
 def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, transformer, tmp_path):
     options = [
         "--steps",
@@ -753,6 +763,8 @@ def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, trans
         "--cpu",
         "--max-tokens",
         200,
+        "--variants",
+        "bf16",
     ]
     done = tool("benchmark", data, "--path", checkpoint, "--ar", transformer, "--output", tmp_path, *options)
     records = json.loads((tmp_path / "results.json").read_text())
@@ -762,11 +774,15 @@ def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, trans
         found = [(r["system"], r["path"], r["steps"], r["candidates"]) for r in decoding if r["batch"] == size]
         ours = [
             ("fast", 1, 1),
+            ("bf16", 1, 1),
             ("fast", 1, 3),
+            ("bf16", 1, 3),
             ("fast", 5, 1),
             ("reference", 5, 1),
+            ("bf16", 5, 1),
             ("fast", 5, 3),
             ("reference", 5, 3),
+            ("bf16", 5, 3),
         ]
         stock = [(f"ar, beam {beam}", "fairseq", None, None) for beam in (1, 5)]
         assert found == [("fastdiss", *rest) for rest in ours] + stock

@@ -10,7 +10,8 @@ drift of the machine's speed meets all alike; ratios are medians over batches.  
 table.md, with time as a line a + b K where there are several K, and a plot; absolute times belong to the machine, ratios
 are what to compare.  ``--parts profile`` says where the time goes:
 the share of each part of decoding (at the --steps and batch sizes given) and of a training step; ``--parts optimizer`` times
-what follows the backward pass, ``--parts choice`` MBR alone, over the whole split.
+what follows the backward pass, ``--parts choice`` MBR alone, over the whole split; ``--parts agreement`` says in how many
+sentences of the split the reference path and the variants give the fast path's very tokens.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from . import speed_report
 from .ablate import SYSTEMS
 from .command import run_as_command
 from .contenders import BASELINES, FSDFM, load
-from .decoding_speed import choice, decoding, decoding_batches, step, translator
+from .decoding_speed import agreement, choice, decoding, decoding_batches, step, translator
 from .records import Records, circumstances, clock
 from .stopwatch import DECODING, TRAINING, stopwatch
 from .training_speed import Adam, optimizers, trainers, training, training_batches
@@ -107,6 +108,7 @@ PARTS = {
     "decoding": decoding,
     "step": step,
     "choice": choice,
+    "agreement": agreement,
     "training": training,
     "optimizer": optimizers,
     "profile": profile,

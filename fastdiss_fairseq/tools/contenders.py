@@ -53,9 +53,10 @@ class Contender(NamedTuple):
         return f"{self.fields['system']}{steps}{many}{path}"
 
 
-def load(path: str, args) -> tuple:
-    """Model and task of a checkpoint for the data folder, in float32 however it was trained."""
-    models, cfg, task = load_for(path, args.data, autocast="none")
+def load(path: str, args, **options) -> tuple:
+    """Model and task of a checkpoint for the data folder, in float32 however it was trained; ``options`` of decoding that
+    differ from those of training."""
+    models, cfg, task = load_for(path, args.data, autocast="none", **options)
     for name, (kind, wanted, unwanted) in KINDS.items():
         if path == getattr(args, name) and (not isinstance(models[0], wanted) or isinstance(models[0], unwanted)):
             raise FastDiSSError(f"--{name} takes the checkpoint of {kind}; this one holds {type(models[0]).__name__}")

@@ -1,4 +1,4 @@
-"""Records of how long decoding takes, and single evaluations of the network."""
+"""Records of how long decoding, choosing and single evaluations take, and whether all paths give the same."""
 
 import contextlib
 import copy
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 
-from ..generation.candidates import Special
+from ..compat import device
 from ..generation.choice import mbr
-from ..generation.deployment import Deployment
 from ..modules.graphs import Graphs, Recorder
 from ..modules.places import fixed_sizes
 from ..modules.reference import ReferenceDenoiser
 from .contenders import FSDFM, Contender, collate, in_turn, load, record
+from .records import circumstances
 
 #: Generation options of fairseq's models: name -> (baseline, options).
 STOCK = {
@@ -39,22 +39,28 @@ def on_reference_path(model):
     return slow
 
 
+def paths_of(args) -> Dict[str, tuple]:
+    """The model as it is decoded by each path, fast, reference and the variants asked for, with its task."""
+    model, _, task = load(args.path, args)
+    paths = {"fast": (model, task), "reference": (on_reference_path(model), task)}
+    for name in args.variants:
+        changed, _, its_task = load(args.path, args, **{f"decoding_{name}": True})
+        paths[name] = changed, its_task
+    return paths
+
+
 # Decoding
 
 
 def decoders(args) -> List[Contender]:
     """All contenders of the decoding benchmark."""
-    model, _, task = load(args.path, args)
-    paths = {"fast": model, "reference": on_reference_path(model)}
-    for name in args.variants:
-        paths[name] = copy.deepcopy(model)
-        Deployment(frozenset({f"decoding_{name}"})).prepare(paths[name], Special.of(task.target_dictionary))
-    found = []
+    paths, found = paths_of(args), []
     for steps, candidates, path in itertools.product(args.steps, args.candidates, paths):
+        model, task = paths[path]
         if path != "reference" or steps == 5:
             request = Namespace(decoding_steps=steps, length_beam=candidates)
             facts = {"system": "fastdiss", "path": path, "steps": steps, "candidates": candidates}
-            found.append(Contender(facts, translator(task, paths[path], request), evaluations))
+            found.append(Contender(facts, translator(task, model, request), evaluations))
     found += flow_decoders(args)
     for name, (baseline, options) in STOCK.items():
         if getattr(args, baseline):
@@ -118,7 +124,7 @@ def decoding(args) -> Iterator[dict]:
     contenders = decoders(args)
     for size, found in decoding_batches(args).items():
         seconds = in_turn(contenders, found, args)
-        sentences = sum(len(batch["id"]) for batch in found)
+        sentences = sum(map(sentences_of, found))
         for contender, times in zip(contenders, seconds):
             facts = {"benchmark": "decoding", "batch": size, "sentences_per_second": round(sentences / sum(times), 2)}
             yield {**record(contender, times, contenders, seconds, args), **facts}
@@ -131,24 +137,54 @@ def choice(args) -> Iterator[dict]:
     """A record of MBR alone: over all sentences of the split, of as many candidate lengths as the most of
     ``args.candidates``."""
     model, _, task = load(args.path, args)
-    task.load_dataset(args.subset)
-    dataset = task.dataset(args.subset)
-    pieces = task.get_batch_iterator(dataset, max_sentences=max(args.batch_sizes)).frozen_batches
-    request = Namespace(decoding_steps=min(args.steps), length_beam=max(args.candidates))
-    generator = task.build_generator([model], request)
-    sources = (collate(dataset, piece, args)["net_input"]["src_tokens"] for piece in pieces)
+    batches = whole_split(task, args)
+    generator = task.build_generator(
+        [model], Namespace(decoding_steps=min(args.steps), length_beam=max(args.candidates))
+    )
     with torch.no_grad():
-        found = [generator.decode(model, source, generator.decoding) for source in sources]
+        found = [generator.decode(model, batch["net_input"]["src_tokens"], generator.decoding) for batch in batches]
     run = lambda split: [mbr(batch.tokens, batch.mask, [generator.eos]) for batch in split]
     facts = {"system": "mbr", "path": "fast", "steps": min(args.steps), "candidates": max(args.candidates)}
     contenders = [Contender(facts, run)]
     seconds = in_turn(contenders, [found] * args.rounds, args)
-    size = {
-        "benchmark": "choice",
-        "batch": "split",
-        "sentences_per_second": round(len(dataset) * args.rounds / sum(seconds[0]), 2),
-    }
-    yield {**record(contenders[0], seconds[0], contenders, seconds, args), **size}
+    rate = round(args.rounds * sum(map(sentences_of, batches)) / sum(seconds[0]), 2)
+    facts = {"benchmark": "choice", "batch": "split", "sentences_per_second": rate}
+    yield {**record(contenders[0], seconds[0], contenders, seconds, args), **facts}
+
+
+def whole_split(task, args) -> List[dict]:
+    """All sentences of the split, in batches of the largest of ``args.batch_sizes``, longest together."""
+    task.load_dataset(args.subset)
+    dataset = task.dataset(args.subset)
+    pieces = task.get_batch_iterator(dataset, max_sentences=max(args.batch_sizes)).frozen_batches
+    return [collate(dataset, piece, args) for piece in pieces]
+
+
+def sentences_of(batch: dict) -> int:
+    return len(batch["id"])
+
+
+# Agreement
+
+
+def agreement(args) -> Iterator[dict]:
+    """Records of how many sentences of the split, in percent, get the very tokens of the fast path from the others."""
+    paths = paths_of(args)
+    batches = whole_split(paths["fast"][1], args)
+    for steps in args.steps:
+        found = {path: tokens_by(task, model, steps, batches) for path, (model, task) in paths.items()}
+        for path in list(found)[1:]:
+            same = sum(ours == theirs for ours, theirs in zip(found["fast"], found[path]))
+            facts = {"benchmark": "agreement", "system": "fastdiss", "path": path, "steps": steps, "candidates": 1}
+            share = {"metric": "same_sentences_percent", "value": round(100 * same / len(found[path]), 2)}
+            where = circumstances("fastdiss-benchmark", device(args))
+            yield {**facts, **share, "batch": max(args.batch_sizes), "sentences": len(found[path]), **where}
+
+
+def tokens_by(task, model, steps: int, batches: List[dict]) -> List[List[int]]:
+    """The best hypothesis of each sentence."""
+    run = translator(task, model, Namespace(decoding_steps=steps))
+    return [hypotheses[0]["tokens"].tolist() for batch in batches for hypotheses in run(batch)]
 
 
 # One evaluation of the denoiser

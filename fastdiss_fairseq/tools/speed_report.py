@@ -28,6 +28,9 @@ def table_of(benchmark: str, batch, records: Sequence[dict]) -> str:
     if benchmark == "profile":
         lines = [[r["system"], r["part"], f"{r['value']:.1f}", f"{100 * r['share']:.0f} %"] for r in records]
         return title + table(["", "part", "ms", "share"], 2, lines)
+    if benchmark == "agreement":
+        lines = [[Contender(r, None).name, f"{r['value']:.1f}"] for r in records]
+        return title + table(["system", "sentences as the fast path's, %"], 1, lines)
     rate = "target_tokens_per_second" if benchmark == "training" else "sentences_per_second"
     against = next((r["against"] for r in records if "against" in r), None)
     columns = {"p95 ms": "p95", "per second": rate, f"times as fast as {against}": "speed_ratio"}
