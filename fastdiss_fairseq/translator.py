@@ -61,8 +61,8 @@ class FastDiSS:
                 ``decoding_bf16=True``, ``decoding_int8=True``, ``decoding_compile=True``, ``decoding_cuda_graphs=True``.
 
         Raises:
-            FastDiSSError: no bundle, a file whose checksum is not the bundle's, no such reranker, an unknown option, or no GPU
-                where one is asked for.
+            FastDiSSError: no bundle, a file whose checksum is not the bundle's, no such reranker or one that is not
+                autoregressive, an unknown option, or no GPU where one is asked for.
         """
         try:
             wanted = torch.device(device)

@@ -152,7 +152,7 @@ generate $data --path $checkpoint --noise-beam -1                      | --noise
 generate $data --path $checkpoint --decoding-choice ar                 | second --path
 generate $data --path $checkpoint --iter-decode-with-external-reranker | second --path
 generate $data --path $checkpoint:$checkpoint                          | decodes with one model
-generate $data --path $checkpoint:$checkpoint --decoding-choice ar     | needs an autoregressive model
+generate $data --path $checkpoint:$checkpoint --decoding-choice ar     | must be an autoregressive model
 generate $data --path $checkpoint --gen-subset dev                     | no split 'dev'
 generate $data --path $folder                                           | is a folder, no checkpoint
 generate $data --path $checkpoint --decoding-noise-factor 0            | positive

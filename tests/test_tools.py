@@ -14,7 +14,7 @@ import torch
 from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, generate, lines
 
 from fastdiss_fairseq.errors import FastDiSSError
-from fastdiss_fairseq.tools import ablate, export, report, rows, scoring, sweep
+from fastdiss_fairseq.tools import ablate, decoding_speed, export, report, rows, scoring, speed_report, sweep
 from fastdiss_fairseq.bundle import sha256
 from fastdiss_fairseq.tools.records import Records, circumstances, count_parameters
 
@@ -735,6 +735,24 @@ def test_mbr_is_timed_over_the_whole_split(data, checkpoint, tmp_path):
     (record,) = json.loads((tmp_path / "results.json").read_text())
     assert (record["benchmark"], record["system"], record["candidates"], record["rounds"]) == ("choice", "mbr", 3, 2)
     assert 0 < record["value"] <= record["p95"] and record["sentences_per_second"] > 0
+
+
+def test_evaluations_are_counted_as_each_model_tells_them():
+    ours = [[{"steps": 5, "tokens": [1] * 9}, {"steps": 7}], [{"steps": 3}]]
+    assert decoding_speed.evaluations(ours) == [5, 3]
+    iterative = [[{"steps": 0, "tokens": [1, 2]}], [{"steps": 9, "tokens": [1]}]]  # NAT, CMLM with ten iterations
+    assert decoding_speed.fairseq_evaluations(iterative) == [1, 10]
+    assert decoding_speed.fairseq_evaluations([[{"tokens": [1, 2, 3]}, {"tokens": [1]}]]) == [3]
+
+
+def test_a_benchmark_of_one_k_has_no_line(tmp_path):
+    common = {"benchmark": "decoding", "candidates": None, "batch": 1, "value": 2.0, "p95": 3.0, "device": "CPU"}
+    records = [{**common, "system": "fastdiss", "path": "fast", "steps": 5}, {**common, "system": "nat", "steps": None}]
+    speed_report.write(records, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| fastdiss, K = 5 | 2.0 | 3.0 |" in text and "a + b K" not in text
+    speed_report.write([*records, {**records[0], "steps": 10, "value": 4.5}], tmp_path)
+    assert "| fastdiss | 1 | 5 10 | -0.5 | 0.50 |" in (tmp_path / "table.md").read_text()
 
 
 def test_the_benchmark_says_where_paths_agree(data, checkpoint, tmp_path):

@@ -195,7 +195,7 @@ def test_reranking_from_python(data, checkpoint, transformer, tmp_path):
         FastDiSS.from_pretrained(tmp_path / "bundle").decode(["s1"], decoding_choice="ar")
     with pytest.raises(FastDiSSError, match="no checkpoint"):
         FastDiSS.from_pretrained(tmp_path / "bundle", reranker=tmp_path / "none.pt")
-    with pytest.raises(FastDiSSError, match="needs an autoregressive model"):
+    with pytest.raises(FastDiSSError, match="must be an autoregressive model; this one is fastdiss_tiny"):
         FastDiSS.from_pretrained(tmp_path / "bundle", reranker=tmp_path / "bundle" / "model.pt")
 
 

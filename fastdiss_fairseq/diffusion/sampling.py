@@ -14,7 +14,7 @@ from .times import uniform_grid
 
 #: The solver that gives each token a time of its own: :mod:`.mask_predict`.
 MASK_PREDICT = "mask_predict"
-#: The best of :data:`SOLVERS` for models that train with one time for all tokens (RESULTS.md, "One time for all tokens").
+#: The best of :data:`SOLVERS` for models that train with one time for all tokens (docs/further-results.md, "One time for all tokens").
 RENOISE = "renoise"
 DECODING_SOLVERS = (*SOLVERS, MASK_PREDICT)
 SELF_CONDITIONING = ("previous", "recompute", "none")

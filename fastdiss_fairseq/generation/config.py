@@ -28,7 +28,7 @@ ESTIMATES = ("expected", "direct", "rounded")
 ESTIMATE_NAMES = (*ESTIMATES, *LAST_STEPS)
 
 #: By default the model is told of this many times the noise factor it was trained with (RESULTS.md,
-#: "The decoding rule").
+#: "Solvers where all tokens have one time").
 TOLD_RATIO = 2.0
 
 

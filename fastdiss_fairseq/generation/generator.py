@@ -6,6 +6,9 @@ from typing import Dict, List, Optional
 import torch
 from torch import Tensor
 
+from fairseq.models import FairseqEncoderDecoderModel
+from fairseq.models.nat import FairseqNATModel
+
 from ..errors import FastDiSSError
 from ..models.base import FewStepModel
 from .candidates import Candidates, Special, with_letters
@@ -125,8 +128,10 @@ def check_models(models, choice: str) -> None:
             raise FastDiSSError(
                 "FastDiSS decodes with one model; a second --path entry is a reranker and needs --decoding-choice ar"
             )
-    elif len(models) != 2 or not hasattr(models[1], "decoder") or isinstance(models[1], FewStepModel):
+    elif len(models) != 2:
         raise FastDiSSError(
             "--decoding-choice ar needs an autoregressive model as second --path entry "
             "(--path fastdiss.pt:transformer.pt)"
         )
+    elif not isinstance(models[1], FairseqEncoderDecoderModel) or isinstance(models[1], FairseqNATModel):
+        raise FastDiSSError(f"the reranker must be an autoregressive model; this one is {type(models[1]).__name__}")

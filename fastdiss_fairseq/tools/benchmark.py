@@ -45,12 +45,18 @@ def get_parser() -> argparse.ArgumentParser:
     for name in BASELINES:
         parser.add_argument(f"--{name}", metavar="CHECKPOINT", help=f"checkpoint of the {name} baseline")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["decoding", "step", "training"])
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=["decoding", "step", "training"],
+        help="what is measured (default: %(default)s); choice takes the most candidates and fewest steps given",
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 10], help="length beams")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64], help="sentences a batch")
     parser.add_argument("--max-tokens", type=int, default=4000, help="of full token batches, and in training")
-    parser.add_argument("--rounds", type=int, default=10, help="batches of each size")
+    parser.add_argument("--rounds", type=int, default=10, help="batches of each size; of choice, repetitions")
     parser.add_argument("--subset", default="test")
     parser.add_argument("--against", default="ar, beam 5", help="the contender that ratios are taken against")
     parser.add_argument(

@@ -46,7 +46,7 @@ class Contender(NamedTuple):
     @property
     def name(self) -> str:
         path = {"reference": ", reference path", **{name: f", {name}" for name in DEPLOYMENTS}}.get(
-            self.fields["path"], ""
+            self.fields.get("path"), ""
         )
         steps = f", K = {self.fields['steps']}" if self.fields["steps"] else ""
         many = f", {self.fields['candidates']} candidates" if self.fields["candidates"] not in (None, 1) else ""

@@ -97,8 +97,8 @@ def evaluations(output: List[List[dict]]) -> List[int]:
 
 
 def fairseq_evaluations(output: List[List[dict]]) -> List[int]:
-    """Of fairseq's models: iterations (of the Levenshtein transformer up to three passes each), which fairseq numbers from
-    0, or tokens."""
+    """Of fairseq's models: iterations, which fairseq numbers from 0 (of the Levenshtein transformer up to three passes
+    each), or where there are none the tokens of the best hypothesis."""
     best = [hypotheses[0] for hypotheses in output]
     return [each["steps"] + 1 if "steps" in each else len(each["tokens"]) for each in best]
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from . import plots
 from .contrasts import Lines, ablation_table, cached_scores, pairs_table, pooled, rivals
 from .rows import ROW_FIELDS, label, row_of, table, twin, value_of, varying
 from .scoring import Score
@@ -71,12 +72,8 @@ def footnote(records: Sequence[dict]) -> str:
 
 def plot_all(records: Sequence[dict], folder: Path, metric: str) -> None:
     """Quality against K and against latency, and what recomputing self-conditioning gains, as PNG and SVG."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plots: pip install matplotlib")
+    if plots.pyplot() is None:
         return
-    matplotlib.use("Agg")
     records = [{**r, "value": value_of(r, metric)} for r in records]
     timed = [r for r in records if r["sentences_per_second"]]
     plot(folder / "quality_by_steps", records, lambda r: r["steps"], ("K", metric))
@@ -96,17 +93,15 @@ def recompute_gap(records: Sequence[dict], record: dict) -> Optional[dict]:
 
 def plot(path: Path, records: Sequence[dict], x: Callable[[dict], Optional[float]], labels) -> None:
     """One line a row of the table; systems without x are horizontal lines."""
-    from matplotlib import pyplot
-
     if not records:
         return
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure, axes = plots.pyplot().subplots(figsize=(7, 4.5))
     shown, curves = varying(records), {}
     for record in records:
         curves.setdefault(row_of(record), []).append(record)
     for number, curve in enumerate(curves.values()):
         name = label(curve[0], shown)
-        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+        style = plots.style(number)
         points = sorted((x(r), r["value"]) for r in curve if x(r) is not None)
         if points:
             axes.plot(*zip(*points), marker="o", markersize=4, label=name, **style)
@@ -115,15 +110,11 @@ def plot(path: Path, records: Sequence[dict], x: Callable[[dict], Optional[float
     axes.set_xscale("log")
     axes.set(xlabel=labels[0], ylabel=labels[1])
     if labels[0] == "K":
-        steps = sorted({r["steps"] for r in records if r["steps"]})
-        axes.set_xticks(steps, [str(k) for k in steps], minor=False)
-        axes.set_xticks([], minor=True)
+        plots.steps_axis(axes, [r["steps"] for r in records])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     figure.tight_layout()
-    for kind in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{kind}"), dpi=150)
-    pyplot.close(figure)
+    plots.save(figure, path)
 
 
 def print_samples(records: Iterable[dict], hypotheses: Lines, references: List[str], count: int) -> None:

@@ -6,6 +6,7 @@ from typing import Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
+from . import plots
 from .contenders import Contender
 from .rows import table
 
@@ -47,69 +48,64 @@ def shown(value, name: str) -> str:
     return "" if value is None else f"{value:.1f}" if name == "p95" else str(value)
 
 
-def lines_by_steps(records: Sequence[dict]) -> Iterator[Tuple[tuple, List[dict]]]:
+def lines_by_steps(records: Sequence[dict]) -> Iterator[List[dict]]:
     """The records of decoding that differ by K alone, where there are several."""
     found: Dict[tuple, List[dict]] = {}
     for record in records:
         if record["benchmark"] == "decoding" and record["steps"]:
             found.setdefault(tuple(record[name] for name in LINE_FIELDS), []).append(record)
-    return ((line, sorted(group, key=lambda r: r["steps"])) for line, group in found.items() if len(group) > 1)
+    several = (group for group in found.values() if len({record["steps"] for record in group}) > 1)
+    return (sorted(group, key=lambda r: r["steps"]) for group in several)
 
 
 def fits_table(records: Sequence[dict]) -> str:
     """Time as a + b K, by least squares over the K there are."""
     lines = []
-    for _, group in lines_by_steps(records):
+    for group in lines_by_steps(records):
         steps, times = ([r[name] for r in group] for name in ("steps", "value"))
         b, a = np.polyfit(steps, times, 1)
-        name = Contender({**group[0], "steps": None}, None).name
-        lines.append([name, str(group[0]["batch"]), " ".join(map(str, steps)), f"{a:.1f}", f"{b:.2f}"])
-    return lines and "**decoding as a + b K, ms**\n\n" + table(["system", "batch", "K", "a", "b"], 3, lines)
+        lines.append([name_of(group[0]), str(group[0]["batch"]), " ".join(map(str, steps)), f"{a:.1f}", f"{b:.2f}"])
+    return "**decoding as a + b K, ms**\n\n" + table(["system", "batch", "K", "a", "b"], 3, lines) if lines else ""
 
 
 def plot(records: Sequence[dict], path: Path) -> None:
     """Median latency by K, a panel for each batch size; what has no K is a horizontal line."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: pip install matplotlib")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     batches = sorted({record["batch"] for record in records}, key=lambda size: (isinstance(size, str), size))
-    if not batches:
+    pyplot = plots.pyplot() if batches else None
+    if pyplot is None:
         return
+    names = list(dict.fromkeys(map(name_of, records)))
     figure, panels = pyplot.subplots(1, len(batches), figsize=(4 * len(batches), 5), squeeze=False)
+    handles: dict = {}
     for axes, batch in zip(panels[0], batches):
-        draw(axes, [record for record in records if record["batch"] == batch])
+        handles.update(draw(axes, [record for record in records if record["batch"] == batch], names))
         axes.set(title=f"batch: {batch}", xlabel="K", xscale="log", yscale="log")
-        steps = sorted({record["steps"] for record in records if record["steps"]})
-        axes.set_xticks(steps, [str(k) for k in steps], minor=False)
-        axes.set_xticks([], minor=True)
+        plots.steps_axis(axes, [record["steps"] for record in records])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
         axes.tick_params(axis="y", which="minor", labelsize=8)
         axes.grid(alpha=0.3, which="both")
     panels[0][0].set_ylabel("milliseconds a batch")
-    handles, names = panels[0][0].get_legend_handles_labels()
-    rows = -(-len(names) // 5)
-    figure.legend(handles, names, loc="lower center", ncols=5, fontsize=8)
-    figure.tight_layout(rect=(0, 0.02 + 0.05 * rows, 1, 1))
-    for kind in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{kind}"), dpi=150)
-    pyplot.close(figure)
+    figure.legend(handles.values(), handles, loc="lower center", ncol=5, fontsize=8)
+    figure.tight_layout(rect=(0, 0.02 + 0.05 * -(-len(names) // 5), 1, 1))
+    plots.save(figure, path)
 
 
-def draw(axes, records: Sequence[dict]) -> None:
-    """The lines of one panel."""
+def draw(axes, records: Sequence[dict], names: Sequence[str]) -> dict:
+    """Draw one panel; its lines by name, which tells how each looks in all."""
     curves: Dict[str, List[Tuple[int, float]]] = {}
     for record in records:
-        name = Contender({**record, "steps": None}, None).name
-        curves.setdefault(name, []).append((record["steps"], record["value"]))
-    for number, (name, points) in enumerate(curves.items()):
-        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "label": name}
+        curves.setdefault(name_of(record), []).append((record["steps"], record["value"]))
+    drawn = {}
+    for name, points in curves.items():
+        style = plots.style(names.index(name))
         if points[0][0] is None:
-            axes.axhline(points[0][1], **style)
+            drawn[name] = axes.axhline(points[0][1], **style)
         else:
-            axes.plot(*zip(*sorted(points)), marker="o", markersize=4, **style)
+            (drawn[name],) = axes.plot(*zip(*sorted(points)), marker="o", markersize=4, **style)
+    return drawn
+
+
+def name_of(record: dict) -> str:
+    """A line's name: its record's without K."""
+    return Contender({**record, "steps": None}, None).name
