@@ -155,11 +155,12 @@ for table in "$@"; do
             ;;
         paper_setting) # one time for all tokens, the network's own estimates, DDIM
             seeds=(2)
-            train "$distilled" "$(recipe 1800) --mixed-times 0 --self-conditioning-estimate direct --diffusion-loss-weight 1" "${four[@]}"
-            sweep valid --steps 1 2 5 10 20 --solver ddim renoise --estimate direct --told-noise-factor 4 8 --baseline standard
+            train "$distilled" "$(recipe 1800) --mixed-times 0 --self-conditioning-estimate direct --diffusion-loss-weight 1" standard scp scp+mans
+            sweep valid --steps 1 2 5 20 --solver ddim renoise --estimate direct --told-noise-factor 4 8 --baseline standard
             sweep valid --steps 1 2 5 20 --solver ddim renoise --estimate expected --baseline standard
-            sweep test --steps 1 2 3 5 10 20 --solver ddim --estimate direct --told-noise-factor 4 8 \
-                --self-conditioning previous recompute none --baseline standard
+            sweep test --steps 1 2 3 5 10 20 --solver ddim --estimate direct --told-noise-factor 4 8 --baseline standard
+            sweep test --steps 2 5 20 --solver ddim --estimate direct --told-noise-factor 4 8 --self-conditioning recompute --baseline standard
+            sweep test --steps 2 5 20 --solver ddim --estimate direct --told-noise-factor 4 --self-conditioning none --baseline standard
             ;;
         solvers) # of the models of one_time
             seeds=(2) trained=one_time
