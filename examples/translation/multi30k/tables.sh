@@ -191,8 +191,8 @@ for table in "$@"; do
             options="$(recipe 600 5e-4 50) --finetune-from-model runs/ablation/standard/checkpoint_last.pt"
             train "$original" "$options" standard scp \
                 "uniform=--scp-rule uniform --no-mans" "fresh=--scp-coupling fresh --no-mans" "gamma=--scp-rule gamma --no-mans" \
-                "two-hops=--scp-hops 2 --no-mans" "beta-2=--no-scp" "beta-2-from-half=--no-scp --mans-start 0.5" \
-                "beta-2-from-0=--no-scp --mans-start 0" "beta-4=--no-scp --mans-scale 4" "beta-4-from-0=--no-scp --mans-scale 4 --mans-start 0"
+                "two-hops=--scp-hops 2 --no-mans" "beta-2=--no-scp" \
+                "beta-2-from-0=--no-scp --mans-start 0" "beta-4=--no-scp --mans-scale 4"
             sweep valid --steps 1 2 5 20 --baseline standard
             ;;
         early_exit) # of evidence.sh's systems and the shipped model
