@@ -144,6 +144,7 @@ def test_commands_that_make_a_table_are_understood(table):
     for name, *arguments in (words for words in lines if words[0].startswith("fastdiss-")):
         args = parser_of(name).parse_args(arguments)
         if name == "fastdiss-ablate":
+            ablate.check(args)
             for training in ablate.trainings(args):
                 *_, data = ablate.command(args, training)[:4]
                 options = ablate.command(args, training)[4:]

@@ -154,13 +154,18 @@ def train_all(args, runs: List[Training]) -> None:
             raise
 
 
-def main(arguments=None):
-    args = get_parser().parse_args(arguments)
+def check(args) -> None:
+    """Raise FastDiSSError where the options cannot work."""
     if args.jobs < 1:
         raise FastDiSSError(f"--jobs must be at least 1, not {args.jobs}")
     for word in shlex.split(args.train):
         if word.split("=")[0] in MANAGED:
             raise FastDiSSError(f"--train must leave {word} to this command")
+
+
+def main(arguments=None):
+    args = get_parser().parse_args(arguments)
+    check(args)
     runs = trainings(args)
     paths, names = [str(run.checkpoint) for run in runs], [run.system for run in runs]
     decoding = [str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep")]

@@ -5,7 +5,7 @@
 #   tables.sh TABLE...
 #
 # TABLE: teacher longer trained one_time_trained one_time one_time_weight paper_setting solvers mixed_times objective
-#        self_conditioning_prob choices early_exit shipped shipped_training repeats candidates rerank cmlm_teacher
+#        latent self_conditioning_prob choices early_exit shipped shipped_training repeats candidates rerank cmlm_teacher
 # OUTPUT=runs/tables  DEVICE=--cpu (empty: a GPU)  JOBS=2  DRY_RUN=1: print the commands
 # What starts from an earlier shipped model takes it from this repository's history.
 set -euo pipefail
@@ -42,12 +42,16 @@ recipe() {
 
 # train DATA OPTIONS SYSTEM|NAME=OPTIONS...: the systems of the ablation, and variants.
 train() {
-    local data=$1 options=$2 variants=()
+    local data=$1 options=$2 variants=() off=
     shift 2
+    if [[ $options == *" --no-scp --no-mans"* ]]; then # fastdiss-ablate takes these of variants alone
+        off=" --no-scp --no-mans"
+        options=${options/$off/}
+    fi
     [[ $data != "$distilled" ]] || distil
     systems=()
     for system in "$@"; do
-        if [[ $system == *=* ]]; then variants+=(--variant "$system"); else systems+=("$system"); fi
+        if [[ $system == *=* ]]; then variants+=(--variant "$system$off"); else systems+=("$system"); fi
     done
     run fastdiss-ablate "$data" --output "$output/$trained" --jobs "${JOBS:-2}" --seeds "${seeds[@]}" \
         --systems "${systems[@]}" "${variants[@]}" --train "$options"
@@ -179,6 +183,10 @@ for table in "$@"; do
             train "$original" "$(recipe 900) --no-scp --no-mans" \
                 "weight-1=--diffusion-loss-weight 1" "weight-0.1=--diffusion-loss-weight 0.1" "weight-0=--diffusion-loss-weight 0" \
                 "weight-1-smooth=--diffusion-loss-weight 1 --label-smoothing 0.1" "weight-0.1-smooth=--label-smoothing 0.1"
+            sweep valid --steps 1 2 5 10
+            ;;
+        latent)
+            train "$original" "$(recipe 900) --no-scp --no-mans" "latent-128=--latent-dim 128" "shared=--share-all-embeddings"
             sweep valid --steps 1 2 5 10
             ;;
         self_conditioning_prob)
