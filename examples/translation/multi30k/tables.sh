@@ -42,16 +42,12 @@ recipe() {
 
 # train DATA OPTIONS SYSTEM|NAME=OPTIONS...: the systems of the ablation, and variants.
 train() {
-    local data=$1 options=$2 variants=() off=
+    local data=$1 options=$2 variants=()
     shift 2
-    if [[ $options == *" --no-scp --no-mans"* ]]; then # fastdiss-ablate takes these of variants alone
-        off=" --no-scp --no-mans"
-        options=${options/$off/}
-    fi
     [[ $data != "$distilled" ]] || distil
     systems=()
     for system in "$@"; do
-        if [[ $system == *=* ]]; then variants+=(--variant "$system$off"); else systems+=("$system"); fi
+        if [[ $system == *=* ]]; then variants+=(--variant "$system"); else systems+=("$system"); fi
     done
     run fastdiss-ablate "$data" --output "$output/$trained" --jobs "${JOBS:-2}" --seeds "${seeds[@]}" \
         --systems "${systems[@]}" "${variants[@]}" --train "$options"
@@ -95,6 +91,7 @@ ablated() {
 }
 
 four=(standard scp mans scp+mans)
+plain="--no-scp --no-mans"
 earlier="--mixed-times 0.5 --diffusion-loss-weight 1"
 
 # distil: the teacher and its targets, where they are not there.
@@ -153,8 +150,8 @@ for table in "$@"; do
             ;;
         one_time_weight)
             seeds=(2)
-            train "$distilled" "$(recipe 900) --mixed-times 0 --no-scp --no-mans" \
-                "weight-1=--diffusion-loss-weight 1" "weight-0.1=--diffusion-loss-weight 0.1"
+            train "$distilled" "$(recipe 900) --mixed-times 0" \
+                "weight-1=$plain --diffusion-loss-weight 1" "weight-0.1=$plain --diffusion-loss-weight 0.1"
             sweep valid --steps 1 2 5 10 20 --solver renoise ddim --estimate expected direct
             ;;
         paper_setting) # one time for all tokens, the network's own estimates, DDIM
@@ -175,23 +172,23 @@ for table in "$@"; do
             sweep valid --steps 2 5 --solver renoise --temperature 0 0.5
             ;;
         mixed_times)
-            train "$distilled" "$(recipe 1800) --no-scp --no-mans --diffusion-loss-weight 1" \
-                "half=--mixed-times 0.5" "three-quarters=--mixed-times 0.75" "all=--mixed-times 1"
+            train "$distilled" "$(recipe 1800) --diffusion-loss-weight 1" \
+                "half=$plain --mixed-times 0.5" "three-quarters=$plain --mixed-times 0.75" "all=$plain --mixed-times 1"
             sweep valid --steps 1 2 5 10 --repeats keep merge
             ;;
         objective)
-            train "$original" "$(recipe 900) --no-scp --no-mans" \
-                "weight-1=--diffusion-loss-weight 1" "weight-0.1=--diffusion-loss-weight 0.1" "weight-0=--diffusion-loss-weight 0" \
-                "weight-1-smooth=--diffusion-loss-weight 1 --label-smoothing 0.1" "weight-0.1-smooth=--label-smoothing 0.1"
+            train "$original" "$(recipe 900)" \
+                "weight-1=$plain --diffusion-loss-weight 1" "weight-0.1=$plain --diffusion-loss-weight 0.1" "weight-0=$plain --diffusion-loss-weight 0" \
+                "weight-1-smooth=$plain --diffusion-loss-weight 1 --label-smoothing 0.1" "weight-0.1-smooth=$plain --label-smoothing 0.1"
             sweep valid --steps 1 2 5 10
             ;;
         latent)
-            train "$original" "$(recipe 900) --no-scp --no-mans" "latent-128=--latent-dim 128" "shared=--share-all-embeddings"
+            train "$original" "$(recipe 900)" "latent-128=$plain --latent-dim 128" "shared=$plain --share-all-embeddings"
             sweep valid --steps 1 2 5 10
             ;;
         self_conditioning_prob)
-            train "$original" "$(recipe 900) --no-scp --no-mans" \
-                "a-quarter=--self-conditioning-prob 0.25" "half=--self-conditioning-prob 0.5" "three-quarters=--self-conditioning-prob 0.75"
+            train "$original" "$(recipe 900)" \
+                "a-quarter=$plain --self-conditioning-prob 0.25" "half=$plain --self-conditioning-prob 0.5" "three-quarters=$plain --self-conditioning-prob 0.75"
             sweep valid --steps 1 2 5 10 --self-conditioning previous recompute
             ;;
         choices) # from evidence.sh's standard system
