@@ -17,6 +17,7 @@ compat.accept_any_bytes()
 safety.guard_training()
 compat.allow_checkpoint_classes()
 compat.name_numpy_modules()
+compat.attend_without_cudnn()
 compat.drop_duplicate_parameters()
 compat.name_all_paths(__path__)
 

@@ -49,6 +49,16 @@ def allow_checkpoint_classes() -> None:
     )
 
 
+def attend_without_cudnn() -> None:
+    """Compute attention on a GPU by torch's own kernels.
+
+    torch prefers cuDNN's in half precision on Hopper GPUs, which plan anew, on the host, for every number of sentences and every
+    length; few are alike in a training on text, or in decoding it.  The switch is torch's, for the whole process.
+    """
+    if hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def _array_makers() -> list:
     """numpy's functions that make arrays from pickles, under the names of numpy 1 and numpy 2."""
     multiarray = (getattr(np, "_core", None) or np.core).multiarray

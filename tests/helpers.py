@@ -109,4 +109,5 @@ def batch(sources, targets=None, ids=None):
     }
     if targets is not None:
         sample["target"] = pad(targets)
+        sample["ntokens"] = sum(map(len, targets))
     return sample

@@ -15,6 +15,7 @@ from fastdiss_fairseq.models.config import FASTDISS_ARCHITECTURES
 from fastdiss_fairseq.models.base import check_dictionary, check_weights
 from fastdiss_fairseq.models import fastdiss
 from fastdiss_fairseq.models.fastdiss import FastDiSSModel
+from fastdiss_fairseq.tools.memory import working_memory_mb
 
 OFF = dict(no_scp=True, no_mans=True)
 SOURCES, TARGETS = sentences(8, seed=1), sentences(8, seed=2, shortest=1)
@@ -403,6 +404,35 @@ def test_weights_are_cast_once_for_all_passes(serve, monkeypatch):
     monkeypatch.setattr(fastdiss, "kept_casts", contextlib.nullcontext)
     assert all(map(torch.equal, shared, gradients()))
     assert counted < operators(lambda _: loss(net, sample), None)
+
+
+def test_working_memory_is_the_most_held_at_once():
+    mib = 2**18  # floats
+
+    def run(count):
+        kept = [torch.ones(mib) for _ in range(count)]
+        for _ in range(3):
+            torch.ones(2 * mib)
+        return kept[0]
+
+    held = run(1)
+    assert working_memory_mb(run, 4, torch.device("cpu")) == pytest.approx(6, abs=0.1)
+    assert working_memory_mb(lambda tensor: tensor.mul_(2), held, torch.device("cpu")) < 0.1
+
+
+def test_scp_and_mans_need_no_more_memory():
+    """Their passes without gradients are over before what needs most of it, and keep little."""
+    samples = batch(
+        [[4 + (i + j) % 20 for j in range(20)] for i in range(64)],
+        [[4 + (i * j) % 20 for j in range(25)] for i in range(64)],
+    )
+
+    def needed(**switches):
+        net, loss = model().train(), criterion(mans_start=0.0, self_conditioning_prob=1.0, **switches)
+        net.set_num_updates(900)
+        return working_memory_mb(lambda sample: loss(net, sample)[0].backward(), samples, torch.device("cpu"))
+
+    assert needed() <= 1.1 * needed(no_scp=True, no_mans=True)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from fastdiss_fairseq.compat import _attention_by_hand, scaled_dot_product_attention
 from fastdiss_fairseq.modules import rounding
-from fastdiss_fairseq.modules.rounding import Vocabulary, nearest_token, read, rounding_loss
+from fastdiss_fairseq.modules.rounding import Vocabulary, largest, nearest_token, read, rounding_loss
 
 
 def inputs(positions=11, vocabulary=23, dim=6, dtype=torch.float64):
@@ -66,6 +66,19 @@ def test_rounding_in_half_precision_is_close(dtype):
 def test_nearest_token():
     states, table, _, _ = inputs(positions=600)
     assert torch.equal(nearest_token(states, table), (states @ table.T).argmax(-1))
+
+
+@pytest.mark.parametrize("size", [1, 20, 127, 128, 129, 300, 8003])
+@pytest.mark.parametrize("rows", [0, 1, 50])
+def test_largest_is_max_with_the_first_among_equals(rows, size):
+    logits = torch.randint(-3, 3, (rows, size)).float()  # many are equal
+    logits[: rows // 4] = torch.randn(rows // 4, size)
+    if rows > 40:
+        logits[30] = -float("inf")
+        logits[31, size // 2] = float("nan")
+        logits[32:34] = torch.arange(size).float()  # the last one
+    for found, expected in zip(largest(logits), logits.max(-1)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_no_real_position_at_all():

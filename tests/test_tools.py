@@ -809,6 +809,7 @@ def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, trans
     operators = {r["system"]: r["operators"] for r in records if r["benchmark"] == "training"}
     assert list(operators) == ["standard", "scp", "mans", "scp+mans", "ar"]
     assert None in operators.values() or operators["standard"] < operators["scp"] < operators["scp+mans"]
+    assert all(r["working_memory_mb"] > 0 for r in records)
     steps = [r for r in records if r["benchmark"] == "step"]
     assert [(r["batch"], r["path"]) for r in steps] == list(itertools.product((1, 4, "tokens"), ("fast", "reference")))
     assert all(0 <= r["padding"] < 1 for r in steps)

@@ -50,7 +50,7 @@ class FewStepLoss(FairseqCriterion):
         return fold(ids.long(), "training", self.cfg.seed, update)
 
     def summed(
-        self, loss: Tensor, losses: Dict[str, Tensor], statistics: Dict[str, Tensor], mask: Tensor
+        self, loss: Tensor, losses: Dict[str, Tensor], statistics: Dict[str, Tensor], mask: Tensor, sample: dict
     ) -> Tuple[Tensor, Any, Dict[str, Any]]:
         """What fairseq wants of a batch: the summed loss, what it is to be divided by (tokens; with --sentence-avg
         sentences), and logs.
@@ -58,8 +58,10 @@ class FewStepLoss(FairseqCriterion):
         Args:
             losses, statistics: sums that are logged.
             mask: of the target tokens, (B, T).
+            sample: the batch, whose targets may be longer; where they are not, its number of tokens is what the host knows
+                without waiting for the device.
         """
-        tokens = mask.sum()
+        tokens = sample["ntokens"] if mask.shape == sample["target"].shape else mask.sum()
         size = len(mask) if self.cfg.sentence_avg else tokens
         logs = {**{name: value.detach() for name, value in losses.items()}, **statistics}
         return loss, size, dict(logs, loss=loss.detach(), ntokens=tokens, sample_size=size, nsentences=len(mask))

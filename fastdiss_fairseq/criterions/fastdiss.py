@@ -138,7 +138,7 @@ class FastDiSSLoss(FewStepLoss):
         statistics = self.statistics(output, mask)
         if self.cfg.log_noise_levels:
             statistics.update(self.by_noise_level(output, mask, each))
-        return self.summed(loss, losses, statistics, mask)
+        return self.summed(loss, losses, statistics, mask, sample)
 
     @staticmethod
     def losses_of_tokens(output) -> Dict[str, Tensor]:

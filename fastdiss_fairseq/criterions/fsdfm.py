@@ -77,7 +77,7 @@ class FSDFMLoss(FewStepLoss):
             "length_loss": (output.length_loss.unsqueeze(1) * mask).sum(),  # the same denominator as the others
         }
         loss = losses["flow_loss"] + losses["teacher_loss"] + self.cfg.length_loss_factor * losses["length_loss"]
-        return self.summed(loss, losses, self.statistics(output), mask)
+        return self.summed(loss, losses, self.statistics(output), mask, sample)
 
     @staticmethod
     @torch.no_grad()

@@ -114,12 +114,12 @@ class Stages:
         filled = F.pad(wide, (0, 0, 0, rows - sentences), value=self.special.eos)
         begun = Begun.of(graphs(self._read_by_begin(), lambda tokens: self.begin(tokens).flat(), filled))
         longest = int(begun.lengths[:sentences].max())
-        mask = upto(begun.lengths, round_up(longest))
+        mask, length_log_probs = upto(begun.lengths, round_up(longest)), begun.length_log_probs[:sentences].clone()
         finish = lambda key, mask, *memory: self.finish(Memory.of(*memory), key, mask)[:3]
         found = graphs((self.decoding, self.special), finish, begun.key, mask, *begun.memory.flat())
         tokens, log_probs = (x[:sentences, :, :longest].clone() for x in found[:2])
         decoded = Decoded(tokens, log_probs, found[2][:sentences].clone(), [])
-        return Candidates.of(decoded, mask[:sentences, :, :longest], begun.length_log_probs[:sentences].clone())
+        return Candidates.of(decoded, mask[:sentences, :, :longest], length_log_probs)
 
 
 def upto(lengths: Tensor, longest: int) -> Tensor:

@@ -19,7 +19,7 @@ from ..flow.training import Corrupted, FlowPlan, corrupt
 from ..modules.embedding import Positions
 from ..modules.posterior import Posterior
 from ..modules.places import Places
-from ..modules.rounding import bar, by_pieces
+from ..modules.rounding import bar, by_pieces, largest
 from ..modules.target import Memory, Target
 from ..modules.transformer import LayerConfig
 from .base import FewStepModel
@@ -157,7 +157,7 @@ class FSDFMModel(FewStepModel):
         def losses(states, x_t, x_1, t):
             log_probs = self.logits(states, table).log_softmax(-1)
             here, goal = log_probs.gather(1, torch.stack((x_t, x_1), dim=1)).unbind(1)
-            return generalised_kl(here, goal, x_t == x_1, t), log_probs.argmax(-1) == x_1
+            return generalised_kl(here, goal, x_t == x_1, t), largest(log_probs)[1] == x_1
 
         others = (seen.x_t, target, seen.steps.t.expand_as(seen.x_t))
         return by_pieces(losses, *map(where.take, (states, *others)))

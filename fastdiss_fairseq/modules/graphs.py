@@ -16,9 +16,12 @@ from ..compat import capture
 from ..errors import FastDiSSError
 from .places import fixed_sizes
 
-#: Bytes of inputs and outputs beyond which recordings are given up, the longest unused first.
-KEPT_BYTES = 2**29
 Function = Callable[..., Tuple[Tensor, ...]]
+
+
+def capacity(device: torch.device) -> float:
+    """Bytes of inputs and outputs beyond which recordings are given up, the longest unused first: a sixteenth of a GPU's."""
+    return torch.cuda.get_device_properties(device).total_memory / 16 if device.type == "cuda" else float("inf")
 
 
 class Recording(NamedTuple):
@@ -39,7 +42,8 @@ class Graphs:
     Args:
         recorder: makes what makes a :class:`Recording` of a function and example inputs.
 
-    Whoever uses results holds the ``lock``, from the call until they are copied or no longer needed.
+    Whoever uses results holds the ``lock``, from the call until they are copied or no longer needed, and works on the same
+    stream as all others.
     """
 
     def __init__(self, recorder: Callable[[], Callable[[Function, Sequence[Tensor]], Recording]]):
@@ -55,7 +59,7 @@ class Graphs:
 
     def __call__(self, name: Hashable, function: Function, *inputs: Tensor) -> Sequence[Tensor]:
         """``function(*inputs)``, which is computed without regard to what sizes could depend on the inputs'
-        values.  The results are overwritten by the next call of this name and these shapes.
+        values.  The results are overwritten by the next call, of whatever name.
 
         Args:
             name: equal for functions that do the same.
@@ -65,7 +69,7 @@ class Graphs:
             if key not in self.recordings:
                 with fixed_sizes():
                     self.recordings[key] = self.record(function, inputs)
-                self._forget()
+                self._forget(capacity(inputs[0].device))
             self.recordings.move_to_end(key)
             found = self.recordings[key]
             for there, here in zip(found.inputs, inputs):
@@ -73,10 +77,10 @@ class Graphs:
             found.replay()
             return found.outputs
 
-    def _forget(self) -> None:
+    def _forget(self, most: float) -> None:
         """Give up recordings, but never the last one: the others' memory belongs to it, too."""
         held = sum(recording.bytes for recording in self.recordings.values())
-        while held > KEPT_BYTES and len(self.recordings) > 1:
+        while held > most and len(self.recordings) > 1:
             held -= self.recordings.popitem(last=False)[1].bytes
 
 

@@ -54,7 +54,26 @@ def rounding_loss(states: Tensor, table: Tensor, target: Tensor, smoothing: floa
 
 def nearest_token(states: Tensor, table: Tensor) -> Tensor:
     """(N,) ids of the largest logits."""
-    return torch.cat([_logits(piece, table).argmax(-1) for piece in in_pieces(states)])
+    return torch.cat([largest(_logits(piece, table))[1] for piece in in_pieces(states)])
+
+
+def largest(logits: Tensor, width: int = 128) -> Tuple[Tensor, Tensor]:
+    """The largest of each row of logits (N, V), and its id, the first among equals.
+
+    On a CPU ``max`` takes ten times as long with ids as without (torch 2.13): the largest of ``width`` at a time, then
+    where among those of the best ones."""
+    if logits.device.type != "cpu" or torch.jit.is_tracing():
+        best, ids = logits.max(-1)
+        return best, ids
+    size = logits.size(1)
+    width = min(width, size)
+    whole = size - size % width
+    blocks = logits[:, :whole].view(len(logits), whole // width, width).amax(-1)
+    if whole < size:
+        blocks = torch.cat([blocks, logits[:, whole:].amax(-1, keepdim=True)], dim=1)
+    start = (blocks.argmax(-1) * width).clamp(max=size - width)
+    best, place = logits.gather(1, start[:, None] + torch.arange(width)).max(-1)
+    return best, start + place
 
 
 class Reading(NamedTuple):
@@ -104,7 +123,7 @@ def read_piece(states: Tensor, vocabulary: Vocabulary, mean: bool) -> Reading:
     table = vocabulary.table
     logits = torch.addmm(vocabulary.bar, states, table.T).float()
     barred = _logits(states, vocabulary.barred)
-    best, tokens = logits.max(-1)
+    best, tokens = largest(logits)
     top = torch.minimum(torch.maximum(best, barred.amax(-1)), best + 80)  # e^-80 is still a float32
     weights = logits.sub_(top[:, None]).exp_()
     total = weights.sum(-1)
@@ -143,7 +162,7 @@ class _CrossEntropy(torch.autograd.Function):
                 aim = aim + smoothing * logits.mean(-1)
             losses.append(normaliser - aim)
             normalisers.append(normaliser)
-            correct.append(logits.argmax(-1) == wanted)
+            correct.append(largest(logits)[1] == wanted)
         correct = torch.cat(correct)
         ctx.save_for_backward(states, table, target, torch.cat(normalisers))
         ctx.smoothing = smoothing

@@ -20,9 +20,12 @@ from ..generation.config import DEPLOYMENTS, SIZE_BY_SIZE
 from ..loading import load as load_for
 from ..models.fastdiss import FastDiSSModel
 from ..models.fsdfm import FSDFMModel
-from .records import circumstances, clock, peak_memory_mb
+from .memory import working_memory_mb
+from .records import circumstances, clock
 
 BASELINES = ("ar", "nat", "cmlm", "levt")
+#: Paths that decode in memory which is not taken from torch batch by batch.
+OWN_MEMORY = ("cuda_graphs", "onnx")
 FSDFM = "fsdfm"
 #: What the checkpoint of each option must hold: its name, its class and the subclass that it must not be.
 KINDS = {
@@ -70,12 +73,16 @@ def collate(dataset, numbers: Sequence[int], args) -> dict:
 
 def in_turn(contenders: Sequence[Contender], batches: Sequence[dict], args) -> List[List[float]]:
     """Seconds of each contender for each batch: all take a batch before any takes the next.  Before, each warms up with
-    the first, and what gets ready for each size with all."""
+    the first, and what gets ready for each size with all; then the first batch's working memory is measured."""
     for contender in tqdm(contenders, desc="warming up", unit="contender", leave=False):
         started = clock(args)
         for batch in batches if contender.fields["path"] in SIZE_BY_SIZE else batches[:1]:
             contender.run(batch)
         contender.fields["warm_up_seconds"] = round(clock(args) - started, 3)
+        own = contender.fields["path"] in OWN_MEMORY
+        contender.fields["working_memory_mb"] = (
+            None if own else working_memory_mb(contender.run, batches[0], device(args))
+        )
     seconds: List[List[float]] = [[] for _ in contenders]
     evaluations: List[List[int]] = [[] for _ in contenders]
     for batch in tqdm(batches, desc=f"{len(contenders)} contenders", unit="round"):
@@ -99,7 +106,6 @@ def record(contender: Contender, times: List[float], contenders, seconds, args) 
         "value": round(statistics.median(milliseconds), 3),
         "p95": round(milliseconds[min(len(milliseconds) - 1, int(0.95 * len(milliseconds)))], 3),
         "rounds": len(times),
-        "peak_memory_mb": peak_memory_mb(device(args)),
         **circumstances("fastdiss-benchmark", device(args)),
     }
     if args.against in names:

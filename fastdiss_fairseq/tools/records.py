@@ -146,12 +146,3 @@ def sha256_of_all(paths: Iterable[Path]) -> str:
 def sha256_of_training(data: Path) -> str:
     """The checksum of a data folder's training set and dictionaries."""
     return sha256_of_all([*data.glob("train*"), *data.glob("dict.*")])
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far in MiB: allocated by torch on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

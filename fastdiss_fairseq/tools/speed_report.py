@@ -35,7 +35,7 @@ def table_of(benchmark: str, batch, records: Sequence[dict]) -> str:
     rate = "target_tokens_per_second" if benchmark == "training" else "sentences_per_second"
     against = next((r["against"] for r in records if "against" in r), None)
     columns = {"p95 ms": "p95", "per second": rate, f"times as fast as {against}": "speed_ratio"}
-    columns.update({"evaluations": "evaluations", "operators": "operators"})
+    columns.update({"evaluations": "evaluations", "operators": "operators", "working memory, MiB": "working_memory_mb"})
     columns = {head: name for head, name in columns.items() if any(r.get(name) is not None for r in records)}
     lines = [
         [Contender(r, None).name, f"{r['value']:.1f}", *(shown(r.get(name), name) for name in columns.values())]

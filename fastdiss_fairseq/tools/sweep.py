@@ -39,7 +39,8 @@ from ..loading import load as load_for, load_reranker, weights_of
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
-from .records import Records, circumstances, clock, count_parameters, peak_memory_mb, sha256_of_all
+from .memory import peak_memory_mb
+from .records import Records, circumstances, clock, count_parameters, sha256_of_all
 
 #: The settings of a cell, and the option of decoding that each is.
 SETTINGS = {

@@ -48,10 +48,10 @@ def trainer(name: str, model, task, criterion) -> Contender:
 
     def run(batch):
         model.train()
-        optimizer.zero_grad()
         with metrics.aggregate(new_root=True):
             task.train_step(batch, model, criterion, optimizer, next(counter))
         optimizer.step()
+        optimizer.zero_grad()  # the next begins as the first did, for the working memory
 
     path = "fast" if name in (*SYSTEMS, FSDFM) else "fairseq"
     facts = {"system": name, "path": path, "steps": None, "candidates": None}
