@@ -5,7 +5,7 @@
 #   tables.sh TABLE...
 #
 # TABLE: teacher longer trained one_time_trained one_time one_time_weight paper_setting solvers mixed_times objective
-#        latent self_conditioning_prob choices early_exit shipped shipped_training repeats candidates rerank cmlm_teacher
+#        latent noise_factor self_conditioning_prob choices early_exit shipped shipped_training repeats candidates rerank cmlm_teacher
 # OUTPUT=runs/tables  DEVICE=--cpu (empty: a GPU)  JOBS=2  DRY_RUN=1: print the commands
 # What starts from an earlier shipped model takes it from this repository's history.
 set -euo pipefail
@@ -184,6 +184,10 @@ for table in "$@"; do
             ;;
         latent)
             train "$original" "$(recipe 900)" "latent-128=$plain --latent-dim 128" "shared=$plain --share-all-embeddings"
+            sweep valid --steps 1 2 5 10
+            ;;
+        noise_factor) # of training
+            train "$original" "$(recipe 900)" "factor-1=$plain --noise-factor 1" "factor-2=$plain --noise-factor 2" "factor-8=$plain --noise-factor 8"
             sweep valid --steps 1 2 5 10
             ;;
         self_conditioning_prob)
