@@ -276,11 +276,20 @@ def test_criterion_errors_are_the_users(options, message):
         ({"self_conditioning_prob": 1.0}, ["--self-conditioning-prob 1: decoding begins without an estimate"]),
         ({"self_conditioning_prob": 0.0}, ["so SCP changes nothing"]),
         ({"mixed_times": 1.0}, ["so MANS changes nothing"]),
+        ({"no_scp": True, "no_mans": True}, []),
+        (
+            {"no_scp": True, "scp_hops": 2, "scp_budgets": [2, 3]},
+            ["no effect on this training: --scp-hops, --scp-budgets"],
+        ),
+        (
+            {"no_mans": True, "mans_scale": [3.0], "scp_hops": 2},
+            ["--no-mans: no effect on this training: --mans-scale"],
+        ),
         ({"self_conditioning_prob": 0.0, "mixed_times": 1.0, **OFF}, []),
     ],
     ids=str,
 )
-def test_probabilities_at_their_ends_are_remarked_on(options, expected, caplog):
+def test_what_has_no_effect_is_remarked_on(options, expected, caplog):
     criterion(**options)
     found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(found) == len(expected) and all(words in line for words, line in zip(expected, found))

@@ -1,7 +1,7 @@
 """The FastDiSS criterion: diffusion, rounding and length losses, with SCP and MANS."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Dict, List
 
 import torch
@@ -225,8 +225,14 @@ def log_noise_levels(sums: Dict[str, List[float]]) -> None:
 
 
 def remarks(cfg: FastDiSSLossConfig) -> List[str]:
-    """What probabilities at their ends take from a training."""
-    found = []
+    """What probabilities at their ends take from a training, and options of what is switched off."""
+    found, usual = [], FastDiSSLossConfig()
+    for part in ("scp", "mans"):
+        options = [f.name for f in fields(usual) if f.name.startswith(f"{part}_")]
+        given = [name for name in options if str(getattr(cfg, name)) != str(getattr(usual, name))]
+        if getattr(cfg, f"no_{part}") and given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            found.append(f"--no-{part}: no effect on this training: {names}")
     if cfg.self_conditioning_prob == 1:
         found.append("--self-conditioning-prob 1: decoding begins without an estimate, which no sentence trains then")
     if cfg.self_conditioning_prob == 0 and not cfg.no_scp:
