@@ -9,7 +9,8 @@
 # OPTIONS=            further options of the FastDiSS trainings, such as --share-all-embeddings
 # DEVICE=             --cpu: no GPU
 # STEPS="1 2 5 10 20" evaluations of FastDiSS   ITERATIONS="1 4 10"   of the iterative baselines
-# METRICS="BLEU chrF" of BLEU, chrF, ROUGE-1, ROUGE-2, ROUGE-L; the first is tested for significance
+# METRICS="BLEU chrF" of BLEU, chrF, ROUGE-1, ROUGE-2, ROUGE-L; the first is tested for significance,
+#                     against the first of FastDiSS' systems
 #
 # Writes OUTPUT/test: results.json, table.md, plots.  What is finished is not repeated.
 set -euo pipefail
@@ -50,7 +51,7 @@ if [[ ${#ours[@]} -gt 0 ]]; then
         [[ ${SEED:-1} == 1 ]] && folder=$system || folder=$system-seed$SEED
         paths+=("$output/$folder/checkpoint_last.pt")
     done
-    paths=(--path "${paths[@]}" --systems "${ours[@]}")
+    paths=(--path "${paths[@]}" --systems "${ours[@]}" --baseline "${ours[0]}")
 fi
 fastdiss-sweep "$data" "${paths[@]}" ${outputs[@]+--outputs "${outputs[@]}" --output-repeats keep merge} \
     --reference "$data/raw/test.$target_lang" \

@@ -38,7 +38,7 @@ def load(path, data, **overrides) -> tuple:
         overrides: options that differ from those of training; ``seed`` is fairseq's default unless it is among them.
 
     Raises:
-        FastDiSSError: no checkpoint, no data folder, or a dictionary that does not fit.
+        FastDiSSError: no checkpoint, no data in the folder, or a dictionary that does not fit.
     """
     path = weights_of(path)
     if not Path(data).is_dir():
@@ -50,3 +50,7 @@ def load(path, data, **overrides) -> tuple:
         if "size mismatch" not in str(error):
             raise
         raise FastDiSSError(f"the dictionaries of {data} do not fit {path}: weights differ in size") from error
+    except Exception as error:  # a bundle's folder, for example, as data of a stock model
+        if "infer language pair" not in str(error):
+            raise
+        raise FastDiSSError(f"{data} holds no data that fairseq-preprocess has made") from error

@@ -192,9 +192,10 @@ def _name_changes(cfg, filename: str) -> None:
     if getattr(cfg.task, "_name", None) != "fastdiss" or not os.path.isfile(filename):
         return
     try:
-        changes = changed_options(read_lazily(filename).get("cfg") or {}, cfg)
+        before = read_lazily(filename).get("cfg") or {}
     except UNREADABLE:
         return  # what is wrong with it is said where it is loaded
+    changes = changed_options(before, cfg) + moved_phases(before, cfg)
     if changes:
         logger.warning(f"{filename} was trained with other options until now: {'; '.join(changes)}")
 
@@ -209,6 +210,16 @@ def changed_options(before: dict, now) -> List[str]:
         for name, value in now[group].items()
         if name in (before.get(group) or {}) and name not in shared and before[group][name] != value
     ]
+
+
+def moved_phases(before: dict, now) -> List[str]:
+    """What another number of updates does to MANS, whose phases can be fractions of it, in words."""
+    loss, updates = now["criterion"], now["optimization"]["max_update"]
+    known = (before.get("criterion") or {}).get("max_update", updates)
+    if known == updates or getattr(loss, "no_mans", True):
+        return []
+    fractions = any(0 < phase <= 1 for phase in (loss.mans_start, *loss.mans_phase))
+    return [f"--max-update {known}, now {updates}, of which MANS' phases are fractions"] if fractions else []
 
 
 def newest_whole(filename: str) -> str:

@@ -84,7 +84,11 @@ class FastDiSS:
         if reranker is not None:
             models += load_reranker(reranker, task)
             check_models(models, "ar")
-        return cls([model.float().to(device) for model in models], task, *bundle.text_codecs())
+        try:
+            models = [model.float().to(device) for model in models]
+        except (RuntimeError, NotImplementedError) as error:
+            raise FastDiSSError(f"device {device} cannot be used here: {error}") from error
+        return cls(models, task, *bundle.text_codecs())
 
     def translate(self, sentences: Iterable[str], steps: int = 5, **options) -> List[str]:
         """The best candidate of each sentence; options as in :meth:`decode`."""

@@ -31,8 +31,8 @@ Written by `python scripts/make_flags.py` from the dataclasses in the code; a te
 TASK = """
 ## Task and decoding
 
-`--task fastdiss` has all options of fairseq's `translation` task (`--source-lang`, `--eval-bleu`, `--max-source-positions`, …; `fairseq-train --task
-fastdiss --help` prints them) and these. Of fairseq's generation options it takes `--nbest`, `--print-step`, `--retain-iter-history`,
+`--task fastdiss` has all options of fairseq's `translation` task (`--source-lang`, `--eval-bleu`, `--max-source-positions`, …) and these; fairseq's `--help` stops before the
+options of tasks, models and criteria, so this page has them. Of fairseq's generation options it takes `--nbest`, `--print-step`, `--retain-iter-history`,
 `--iter-decode-max-iter`, `--iter-decode-with-beam`, `--iter-decode-with-external-reranker` and `--iter-decode-force-max-iter`.
 """
 MODEL = """

@@ -163,6 +163,7 @@ generate $data --path $checkpoint --score-reference                    | --score
 generate $data --path $checkpoint --print-alignment hard               | --print-alignment
 generate $data --path $checkpoint --decoding-temperature inf           | temperature
 generate $data --path $checkpoint --prefix-size 2                      | --prefix-size
+interactive $data --path $checkpoint --constraints                    | --constraints
 generate $data --path $checkpoint --num-shards 2 --shard-id 2          | --shard-id
 generate $data --path $checkpoint --results-path $file/results         | $file/results
 generate $data --path $checkpoint -s tgt -t src                        | trained from src to tgt, not the other way
@@ -232,6 +233,7 @@ train $data --eval-bleu --eval-bleu-args '[3]'                         | --eval-
 train $data --eval-bleu --eval-bleu-detok foo                          | --eval-bleu-detok foo is no tokeniser of fairseq's (moses
 train $data --lr-scheduler polynomial_decay                            | --total-num-update must be given
 train $data --lr-scheduler tri_stage                                   | please specify steps or phase_ratio
+train $data --max-tokens 1                                             | training sentences is as short as
 train $data --valid-subset dev                                         | no split 'dev'
 train $no_train                                                        | no split 'train'
 generate $no_lines --path $checkpoint                                  | empty or damaged
@@ -264,6 +266,8 @@ fastdiss-export $checkpoint --data $folder --output $new               | no dict
 fastdiss-export --verify $folder                                       | no bundle
 fastdiss-benchmark $data --path $checkpoint --ar $checkpoint --output $new --cpu --parts decoding | --ar takes the checkpoint of an autoregressive model; this one holds fastdiss_tiny
 fastdiss-benchmark $data --path $checkpoint --cmlm $transformer --output $new --cpu --parts decoding | --cmlm takes the checkpoint of a CMLM model; this one holds Transformer
+fastdiss-benchmark $data --path $checkpoint --output $new --cpu --parts decoding --against nobody | there is no contender 'nobody'
+fastdiss-distill $folder --path $transformer --output $new             | no data that fairseq-preprocess has made
 fastdiss-average $checkpoint $truncated --output $new                  | damaged
 fastdiss-average $checkpoint --output $file/average.pt                 | $file
 fastdiss-sweep $data --path $bomb --reference $reference --steps 1 --output $new | posix.system

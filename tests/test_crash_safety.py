@@ -17,7 +17,9 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from fastdiss_fairseq import safety
+from fastdiss_fairseq.criterions.fastdiss import FastDiSSLossConfig
 from fastdiss_fairseq.errors import FastDiSSError
+from fastdiss_fairseq.safety import moved_phases
 
 #: Saving at each update, a model of a few megabytes spends as much time on writing checkpoints as on updates.
 SAVING = "--save-interval-updates 1 --keep-interval-updates 2 --disable-validation --encoder-ffn-embed-dim 4096".split()
@@ -123,6 +125,24 @@ def test_going_on_with_other_options_is_remarked_on(data, saved, caplog):
     assert line.endswith(
         "trained with other options until now: --noise-factor 4.0, now 3.0; --self-conditioning-prob 0.5, now 0.25"
     )
+
+
+@pytest.mark.parametrize(
+    "options, updates, moves",
+    [
+        ({}, 8, True),
+        ({}, 6, False),
+        ({"no_mans": True}, 8, False),
+        ({"mans_start": 3.0}, 8, False),
+        ({"mans_start": 3.0, "mans_scale": [2.0, 3.0], "mans_phase": [0.5]}, 8, True),
+    ],
+    ids=str,
+)
+def test_phases_that_move_with_the_number_of_updates_are_remarked_on(options, updates, moves):
+    now = {"criterion": FastDiSSLossConfig(**options), "optimization": {"max_update": updates}}
+    expected = [f"--max-update 6, now {updates}, of which MANS' phases are fractions"] if moves else []
+    assert moved_phases({"criterion": {"max_update": 6}}, now) == expected
+    assert moved_phases({}, now) == []
 
 
 def test_a_new_training_from_weights_may_have_any_options(data, saved, tmp_path, caplog):

@@ -627,7 +627,8 @@ def test_one_candidate_has_its_log_probability_with_mbr_too():
         ({}, []),
         ({"iter_decode_max_iter": 4, "sacrebleu": True}, []),
         ({"beam": 1, "lenpen": 0.5}, ["beam", "lenpen"]),
-        ({"nbest": 3}, ["nbest"]),
+        ({"nbest": 3}, []),
+        ({"retain_dropout": True}, []),
         ({"iter_decode_with_external_reranker": True}, ["decoding_choice"]),
         ({"iter_decode_with_external_reranker": True, "iter_decode_with_beam": 2}, []),
     ],
@@ -636,6 +637,14 @@ def test_one_candidate_has_its_log_probability_with_mbr_too():
 def test_options_without_effect_are_named(options, expected):
     request = GenerationConfig(**options)
     assert without_effect(task().cfg, request, decoding(request)) == expected
+
+
+def test_hypotheses_that_there_are_not_are_remarked_on(caplog):
+    built = task()
+    for beam in (2, 3):
+        built.build_generator([NET], Namespace(nbest=3, length_beam=beam))
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == "--nbest 3, but --length-beam and --noise-beam make 2 of each sentence"
 
 
 def test_noise_factors_have_no_effect_on_mask_predict():

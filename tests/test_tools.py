@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import forked
 import pytest
@@ -14,8 +15,9 @@ import torch
 from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, generate, lines
 
 from fastdiss_fairseq.errors import FastDiSSError
-from fastdiss_fairseq.tools import ablate, decoding_speed, export, report, rows, scoring, speed_report, sweep
+from fastdiss_fairseq.tools import ablate, contrasts, decoding_speed, export, report, rows, scoring, speed_report, sweep
 from fastdiss_fairseq.bundle import sha256
+from fastdiss_fairseq.tools.command import run_as_command
 from fastdiss_fairseq.tools.records import Records, circumstances, count_parameters
 
 
@@ -244,6 +246,37 @@ def test_outputs_of_other_models_stand_in_the_same_table(tmp_path, data, text, t
     assert "| cmlm | 100.00 |  |" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_outputs_that_look_tokenised_are_detokenised(tmp_path, data):
+    raw = ["The man's dog.", "A cat, a dog."]
+    (tmp_path / "raw").write_text("\n".join(raw) + "\n")
+    tokens = generated(tmp_path / "tokens.txt", ["The man 's dog .", "A cat , a dog ."])
+    (tmp_path / "de-en").mkdir()
+    for name in ("test.de-en.en.idx", "dict.en.txt"):
+        (tmp_path / "de-en" / name).write_text("")
+    line = ["sweep", tmp_path / "de-en", "--reference", tmp_path / "raw", "--output", tmp_path / "out", "--outputs"]
+    tool(*line, f"a={tokens}", f"b={generated(tmp_path / 'text.txt', raw)}")
+    tool(*line, f"c={tokens}", "--detokenize", "none")
+    a, b, c = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (a["value"], a["detokenize"], b["value"], b["detokenize"]) == (100.0, "en", 100.0, None)
+    assert c["value"] < 70 and c["detokenize"] == "none"
+
+
+def test_systems_are_tested_against_outputs_of_other_models():
+    def record(system, steps, solver=None, repeats="keep", **other):
+        settings = {"benchmark": "b", "split": "test", "reference_sha256": "r", "self_conditioning": "previous"}
+        return {**settings, "system": system, "steps": steps, "solver": solver, "repeats": repeats, **other}
+
+    ours = [record("ours", steps, "mask_predict", "merge") for steps in (1, 10)]
+    ar = [record("ar", None, repeats=repeats) for repeats in ("keep", "merge")]
+    cmlm, elsewhere = record("cmlm", 10), record("ar", None, split="valid", repeats="merge")
+    found = contrasts.rivals([*ours, *ar, cmlm, elsewhere], "ar")
+    assert found == [(ours[0], ar[1]), (ours[1], ar[1]), (cmlm, ar[0])]
+    assert contrasts.rivals([*ours, cmlm], "cmlm") == [(ours[1], cmlm)]
+    assert contrasts.rivals([*ours, cmlm], "ours") == [(cmlm, ours[1])]
+    other = record("scp", 10, "ddim", "merge")
+    assert contrasts.rivals([*ours, other], "ours") == []  # settings of ours tell them apart
+
+
 def test_a_tensor_with_several_names_counts_once(tmp_path):
     table = torch.zeros(7, 3)
     torch.save({"encoder": table, "decoder": table, "other": torch.zeros(2)}, tmp_path / "shared.pt")
@@ -414,9 +447,17 @@ def test_a_single_candidate_is_decoded_once():
         (["--outputs", "cmlm=missing"], "cannot read missing"),
         (["--path", "none.pt", "--outputs", "cmlm=missing"], "cannot read missing"),  # before anything is decoded
         (["--reference", "missing"], "cannot read missing"),
+        (
+            ["--path", "none.pt", "--choice", "mbr"],
+            "--choice mbr needs several candidates: --length-beam, --noise-beam",
+        ),
+        (["--outputs", "a=x", "a=y"], "two of --outputs have the same name and steps"),
+        (["--outputs", "a={generated}", "--baseline", "b"], "there is no --baseline b (of a)"),
     ],
 )
 def test_sweep_errors(options, message, tmp_path, data, text):
+    output = generated(tmp_path / "gen.txt", scoring.read_lines(text / "test.tgt"))
+    options = [option.replace("{generated}", str(output)) for option in options]
     always = [data, "--reference", text / "test.tgt", "--output", tmp_path]
     assert_one_line_error(tool("sweep", *always, *options, check=False), message)
 
@@ -479,6 +520,14 @@ def test_a_training_of_another_seed_or_other_options_is_not_taken_for_this_one(d
     with pytest.raises(FastDiSSError, match="training of scp failed"):
         trained(train="--lr wrong")
     monkeypatch.setattr(ablate.subprocess, "run", lambda *line, **_: subprocess.CompletedProcess(line, 0))
+    with pytest.raises(FastDiSSError, match="training of scp left no checkpoint_last.pt"):
+        trained(train="--lr 1 --no-save")
+
+    def saves(line, **_):
+        Path(line[line.index("--save-dir") + 1], "checkpoint_last.pt").touch()
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr(ablate.subprocess, "run", saves)
     trained()
     trained()
     trained("--seeds", "2")
@@ -504,10 +553,38 @@ def test_a_finished_ablation_trains_nothing_again(ablated):
         (["--train", "--arch fastdiss_tiny", "--sweep", "--reference none"], "cannot read none"),  # before training
         (["--train", "--arch fastdiss_tiny", "--variant", "mans=--mans-start 0"], "NAME=OPTIONS with a new name"),
         (["--train", "--arch fastdiss_tiny", "--variant", "--mans-start 0"], "NAME=OPTIONS with a new name"),
+        (["--train", "x", "--variant", "a=--lr 1", "--variant", "a=--lr 2"], "NAME=OPTIONS with a new name"),
+        (["--train", "x", "--variant", "a=--save-dir y"], "--variant must leave --save-dir to this command"),
+        (["--train", "--adam-betas '(0.9"], "--train --adam-betas '(0.9: No closing quotation"),
+        (["--train", "x", "--systems", "scp", "scp"], "each once"),
+        (["--train", "x", "--seeds", "2", "2"], "each once"),
     ],
 )
 def test_ablation_errors(options, message, tmp_path, data):
     assert_one_line_error(tool("ablate", data, "--output", tmp_path, *options, check=False), message)
+
+
+def test_an_ablation_needs_data(tmp_path):
+    assert_one_line_error(
+        tool("ablate", tmp_path / "none", "--output", tmp_path, "--train", "x", check=False), "no data folder"
+    )
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_commands_end_quietly(goes_on, monkeypatch, tmp_path):
+    """Interrupted, and where whoever read their output has read enough."""
+
+    def stopped(error):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_as_command(lambda: stopped(KeyboardInterrupt()), goes_on)
+    assert ended.value.code == "interrupted" + "; the same command goes on from here" * goes_on
+    with open(tmp_path / "out", "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        with pytest.raises(SystemExit) as ended:
+            run_as_command(lambda: stopped(BrokenPipeError()), goes_on)
+    assert ended.value.code == 1
 
 
 # What training logs, and by noise level

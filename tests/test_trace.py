@@ -91,7 +91,9 @@ def test_command(tmp_path, capsys, monkeypatch):
         (["x", "--option", "x"], "NAME=VALUE"),
         (["x", "--option", "beams=2"], "unknown generation option: beams"),
         (["x", "--steps", "0"], "at least 1"),
-        (["x", "--choice", "ar"], "second --path"),
+        (["x", "--choice", "ar"], "needs an autoregressive checkpoint"),
+        (["x", "--option", "steps=3"], "--option steps is not taken: use --steps"),
+        (["x", "--option", "decoding-choice=mbr"], "use --choice"),
     ):
         with pytest.raises(FastDiSSError, match=message):
             trace.main([str(BUNDLE), "--output", str(tmp_path / "none.html"), *arguments])

@@ -187,7 +187,7 @@ def resolve(task_cfg, request, trained: Union[Process, Path], presets: Mapping[s
 COUNTING = (
     *("iter_decode_max_iter", "iter_decode_with_beam", "iter_decode_force_max_iter"),
     *("iter_decode_with_external_reranker", "retain_iter_history", "print_step", "nbest"),
-    *("sacrebleu", "no_seed_provided"),  # read by fairseq's commands themselves
+    *("sacrebleu", "no_seed_provided", "retain_dropout", "retain_dropout_modules"),  # read by fairseq itself
 )
 
 
@@ -204,8 +204,6 @@ def without_effect(task_cfg, request, decoding: Decoding) -> List[str]:
     """Names of the options that were given, but change nothing, or next to nothing, of this decoding."""
     stock = {f.name: f.default for f in fields(GenerationConfig) if f.name not in COUNTING}
     found = [name for name, default in stock.items() if getattr(request, name, default) != default]
-    if (getattr(request, "nbest", None) or 1) > decoding.length_beam * decoding.noise_beam:
-        found.append("nbest")
     if decoding.choice != "score" and decoding.length_beam * decoding.noise_beam == 1:
         found.append("decoding_choice")
     ours = decoding_defaults()

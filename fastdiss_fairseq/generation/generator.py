@@ -17,6 +17,9 @@ from .config import Decoding, positive
 from .deployment import UNCHANGED, Deployment
 from .stages import Stages
 
+#: What is said of a prefix or constraints.
+UNGUIDED = "FastDiSS decodes without --prefix-size and --constraints"
+
 
 class FastDiSSGenerator:
     """Length beam x noise beam candidates, decoded together, and the best of them.
@@ -56,7 +59,7 @@ class FastDiSSGenerator:
             FastDiSSError: K < 1, a prefix or constraints, or what the deployment asks of a model that cannot do it.
         """
         if prefix_tokens is not None or constraints is not None:
-            raise FastDiSSError("FastDiSS decodes without --prefix-size and --constraints")
+            raise FastDiSSError(UNGUIDED)
         decoding = self.decoding
         if decoding_steps is not None:
             decoding = replace(decoding, steps=positive("decoding_steps", decoding_steps))

@@ -1,6 +1,7 @@
 """What the models have in common: encoder, embedding, a network on the target and length prediction."""
 
 import contextlib
+import os
 import zlib
 from dataclasses import fields
 from typing import FrozenSet, NamedTuple, Optional
@@ -40,8 +41,8 @@ class FewStepModel(BaseFairseqModel):
         cfg: the options.
         source_dictionary, target_dictionary: fairseq dictionaries.
 
-    Subclasses have :meth:`build_denoiser`, the network; ``process``, what decoding must know of training; and ``solver``, what
-    decodes unless another is asked for.
+    Subclasses have :meth:`build_denoiser`, the network; ``process``, what decoding must know of training; and ``presets``,
+    the options of decoding that differ from the task's defaults.
     """
 
     def __init__(self, cfg: ModelConfig, source_dictionary, target_dictionary):
@@ -78,10 +79,12 @@ class FewStepModel(BaseFairseqModel):
         """fairseq's hub interface; a bundle brings its languages, tokeniser and BPE codes along.
 
         Raises:
-            FastDiSSError: a bundle with a file that is not the one exported.
+            FastDiSSError: no such file or folder, or a bundle with a file that is not the one exported.
         """
         from ..bundle import Bundle  # above the models: it knows how to decode
 
+        if not os.path.exists(model_name_or_path):
+            raise FastDiSSError(f"no model {model_name_or_path}")
         bundle = Bundle(model_name_or_path) if Bundle.is_at(model_name_or_path) else None
         known = bundle.task_options() if bundle else {}
         interface = super().from_pretrained(

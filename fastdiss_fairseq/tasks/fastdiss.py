@@ -22,7 +22,7 @@ from ..compat import before_loading, device
 from ..errors import FastDiSSError
 from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve, without_effect
 from ..generation.deployment import Deployment, flag
-from ..generation.generator import FastDiSSGenerator, check_models
+from ..generation.generator import UNGUIDED, FastDiSSGenerator, check_models
 from ..models.base import FewStepModel, check_weights, cut, pad_right
 from ..models.config import ARCHITECTURES, option
 from ..models.fsdfm import FSDFMModel
@@ -97,9 +97,17 @@ class FastDiSSTask(TranslationTask):
         if not self._is_training_set(dataset):
             self._count_what_is_read(dataset)
 
+    def _say_what_is_cut(self, lengths) -> None:
+        """Warn where sources of these ``lengths`` are longer than what is read."""
+        limit = self.cfg.max_source_positions
+        long = sum(length > limit for length in lengths)
+        if long:
+            logger.warning(f"cut to --max-source-positions, {limit} tokens: {long} of {len(lengths)} sentences")
+
     def _count_what_is_read(self, dataset) -> None:
         """Let batches be made by the tokens that the model reads of each sentence, so that an over-long one, which it
         cuts, takes no more room than another."""
+        self._say_what_is_cut(dataset.src_sizes)
         dataset.src_sizes = dataset.src_sizes.clip(max=self.cfg.max_source_positions)
         if dataset.tgt_sizes is not None:
             dataset.tgt_sizes = dataset.tgt_sizes.clip(max=self.cfg.max_target_positions)
@@ -180,13 +188,18 @@ class FastDiSSTask(TranslationTask):
         for name in ("print_alignment", "replace_unk"):
             if getattr(args, name, None):
                 raise FastDiSSError(f"FastDiSS aligns no words: {flag(name)} is not offered")
+        if getattr(args, "prefix_size", 0) or getattr(args, "constraints", None):
+            raise FastDiSSError(UNGUIDED)
         check_models(models[:1], "score")
         decoding = resolve(self.cfg, args, models[0].process, models[0].presets)
         check_models(models, decoding.choice)
         logger.info(f"decoding: {decoding}")
         ignored = without_effect(self.cfg, args, decoding)
         if ignored:
-            logger.warning(f"no effect, or next to none, on this decoding: {', '.join(map(flag, ignored))}")
+            warn_once(f"no effect, or next to none, on this decoding: {', '.join(map(flag, ignored))}")
+        nbest, candidates = getattr(args, "nbest", None) or 1, decoding.length_beam * decoding.noise_beam
+        if nbest > candidates:
+            warn_once(f"--nbest {nbest}, but --length-beam and --noise-beam make {candidates} of each sentence")
         return FastDiSSGenerator(self.target_dictionary, decoding, Deployment.of(self.cfg))
 
     def build_tokenizer(self, args):
@@ -227,9 +240,7 @@ class FastDiSSTask(TranslationTask):
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         limit = self.cfg.max_source_positions
-        long = sum(length > limit for length in src_lengths)
-        if long:
-            logger.warning(f"cut to --max-source-positions, {limit} tokens: {long} of {len(src_lengths)} sentences")
+        self._say_what_is_cut(src_lengths)
         src_tokens = [tokens[:limit] for tokens in src_tokens]
         src_lengths = [min(length, limit) for length in src_lengths]
         return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
@@ -242,7 +253,13 @@ class FastDiSSTask(TranslationTask):
         fairseq-generate would divide by zero.
         """
         if self._is_training_set(dataset):
-            return super().filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
+            kept = super().filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
+            if len(kept) == 0:
+                raise FastDiSSError(
+                    f"none of the {len(indices)} training sentences is as short as --max-tokens, --max-source-positions "
+                    "and --max-target-positions ask"
+                )
+            return kept
         if not any(dataset is known for known in self.datasets.values()):
             return indices
         share = indices[self.cfg.shard_id :: self.cfg.num_shards]

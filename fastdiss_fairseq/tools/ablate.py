@@ -31,7 +31,7 @@ SYSTEMS = {
     "mans": ("--no-scp",),
     "scp+mans": (),
 }
-MANAGED = ("--save-dir", "--seed", "--user-dir", "--no-scp", "--no-mans")
+MANAGED = ("--save-dir", "--seed", "--user-dir")
 
 
 class Training(NamedTuple):
@@ -75,12 +75,30 @@ def systems(args) -> Dict[str, Sequence[str]]:
         FastDiSSError: a variant without a name of its own.
     """
     chosen: Dict[str, Sequence[str]] = {name: SYSTEMS[name] for name in args.systems}
+    if len(chosen) < len(args.systems) or len(set(args.seeds)) < len(args.seeds):
+        raise FastDiSSError("--systems and --seeds take each once")
     for variant in args.variant:
         name, equals, options = variant.partition("=")
-        if not equals or not name or "/" in name or name in SYSTEMS:
+        if not equals or not name or "/" in name or name in SYSTEMS or name in chosen:
             raise FastDiSSError(f"--variant takes NAME=OPTIONS with a new name, not '{variant}'")
-        chosen[name] = shlex.split(options)
+        chosen[name] = words_of("--variant", options, MANAGED)
     return chosen
+
+
+def words_of(flag: str, options: str, managed: Sequence[str] = ()) -> List[str]:
+    """The words of an option that holds options.
+
+    Raises:
+        FastDiSSError: quotation marks without an end, or an option that is ``managed`` by this command.
+    """
+    try:
+        words = shlex.split(options)
+    except ValueError as error:
+        raise FastDiSSError(f"{flag} {options}: {error}") from None
+    for word in words:
+        if word.split("=")[0] in managed:
+            raise FastDiSSError(f"{flag} must leave {word} to this command")
+    return words
 
 
 def trainings(args) -> List[Training]:
@@ -99,7 +117,7 @@ def command(args, training: Training) -> List[str]:
     own = ["--user-dir", PLUGIN, "--save-dir", str(training.folder), "--seed", str(training.seed)]
     always = ["--task", "fastdiss", "--criterion", "fastdiss_loss", "--log-format", "simple", "--no-epoch-checkpoints"]
     executable = [sys.executable, "-m", "fairseq_cli.train", str(args.data)]
-    return [*executable, *own, *always, *shlex.split(args.train), *training.options]
+    return [*executable, *own, *always, *words_of("--train", args.train), *training.options]
 
 
 def environment(number: int) -> dict:
@@ -131,13 +149,15 @@ def train(args, training: Training, number: int) -> Training:
         done = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT, env=environment(number))
     if done.returncode != 0:
         raise FastDiSSError(f"training of {training.folder.name} failed (exit code {done.returncode}): see {log}")
+    if not training.checkpoint.exists():
+        raise FastDiSSError(f"training of {training.folder.name} left no {training.checkpoint.name}: see {log}")
     training.finished.touch()
     return training
 
 
 def settings(args, training: Training) -> dict:
     """What a training folder is of."""
-    options = [*shlex.split(args.train), *training.options]
+    options = [*words_of("--train", args.train), *training.options]
     return {"data_sha256": sha256_of_training(args.data), "seed": training.seed, "options": options}
 
 
@@ -158,9 +178,9 @@ def check(args) -> None:
     """Raise FastDiSSError where the options cannot work."""
     if args.jobs < 1:
         raise FastDiSSError(f"--jobs must be at least 1, not {args.jobs}")
-    for word in shlex.split(args.train):
-        if word.split("=")[0] in MANAGED:
-            raise FastDiSSError(f"--train must leave {word} to this command")
+    if not args.data.is_dir():
+        raise FastDiSSError(f"no data folder {args.data}: make it with fairseq-preprocess")
+    words_of("--train", args.train, (*MANAGED, "--no-scp", "--no-mans"))
 
 
 def main(arguments=None):
@@ -170,7 +190,7 @@ def main(arguments=None):
     paths, names = [str(run.checkpoint) for run in runs], [run.system for run in runs]
     decoding = [str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep")]
     if args.sweep is not None:
-        decoding += shlex.split(args.sweep)
+        decoding += words_of("--sweep", args.sweep)
         sweep.check(sweep.get_parser().parse_args(decoding))
     train_all(args, runs)
     if args.sweep is not None:
@@ -178,4 +198,4 @@ def main(arguments=None):
 
 
 def cli_main():
-    run_as_command(main)
+    run_as_command(main, goes_on=True)

@@ -26,7 +26,7 @@ from ..generation.config import DEPLOYMENTS
 from . import speed_report
 from .ablate import SYSTEMS
 from .command import run_as_command
-from .contenders import BASELINES, FSDFM, load
+from .contenders import AGAINST, BASELINES, FSDFM, load
 from .decoding_speed import agreement, choice, decoding, decoding_batches, step, translator
 from .records import Records, circumstances, clock
 from .stopwatch import DECODING, TRAINING, stopwatch
@@ -58,7 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=4000, help="of full token batches, and in training")
     parser.add_argument("--rounds", type=int, default=10, help="batches of each size; of choice, repetitions")
     parser.add_argument("--subset", default="test")
-    parser.add_argument("--against", default="ar, beam 5", help="the contender that ratios are taken against")
+    parser.add_argument("--against", default=AGAINST, help="the contender that ratios are taken against")
     parser.add_argument(
         "--variants", nargs="+", choices=DEPLOYMENTS, default=[], help="also decode with --decoding-VARIANT"
     )

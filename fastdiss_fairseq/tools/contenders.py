@@ -24,6 +24,8 @@ from .memory import working_memory_mb
 from .records import circumstances, clock
 
 BASELINES = ("ar", "nat", "cmlm", "levt")
+#: The contender that ratios of decoding are taken against, where it takes part.
+AGAINST = "ar, beam 5"
 #: Paths that decode in memory which is not taken from torch batch by batch.
 OWN_MEMORY = ("cuda_graphs", "onnx")
 FSDFM = "fsdfm"

@@ -64,10 +64,26 @@ def cached_scores(hypotheses: Lines, references: Lines, metric: str) -> Scores:
 
 def rivals(records: Sequence[dict], baseline: Optional[str]) -> List[Tuple[dict, dict]]:
     """Each system and the baseline in the same setting, and `recompute` and `previous`."""
-    pairs = [(r, twin(records, r, system=baseline)) for r in records if baseline and r["system"] != baseline]
+    others = [r for r in records if baseline and r["system"] != baseline]
+    pairs = [(r, twin(records, r, system=baseline)) for r in others]
+    named = [r for r in records if r["system"] == baseline]
+    pairs += [(r, other) for r, found in list(pairs) if found is None for other in outside(r, named)]
     anew = [r for r in records if r["self_conditioning"] == RECOMPUTE]
     pairs += [(r, twin(records, r, self_conditioning=PREVIOUS)) for r in anew]
     return [(a, b) for a, b in pairs if b is not None]
+
+
+def outside(record: dict, named: Sequence[dict]) -> List[dict]:
+    """Those of ``named`` that a record is compared with though settings tell them apart, as those of another model's output,
+    which has none: of the same text, of as many steps where both have steps, with repeats treated alike where that was done."""
+
+    def comparable(other: dict) -> bool:
+        alike = all(record.get(name) == other.get(name) for name in ("benchmark", "split", "reference_sha256"))
+        has_none = None in (record.get("solver"), other.get("solver"))
+        return alike and has_none and (record["steps"] == other["steps"] or None in (record["steps"], other["steps"]))
+
+    found = [other for other in named if comparable(other)]
+    return [other for other in found if other.get("repeats") == record.get("repeats")] or found
 
 
 def pairs_table(pairs: Sequence[Tuple[dict, dict]], scores: Scores, metric: str) -> str:
@@ -79,7 +95,9 @@ def pairs_table(pairs: Sequence[Tuple[dict, dict]], scores: Scores, metric: str)
     for record, other in pairs:
         against = other["system"] if record["system"] != other["system"] else PREVIOUS
         found = difference_of(scores(record) - scores(other))
-        lines.append([label(record, shown), against, f"{record['steps']}", *figures(found)])
+        steps = " / ".join(str(r["steps"]) for r in (record, other) if r["steps"])
+        steps = steps if record["steps"] != other["steps"] else str(record["steps"] or "")
+        lines.append([label(record, shown), against, steps, *figures(found)])
     return titled(f"Differences in {metric}", table(["system", "against", "K", *FIGURES], 4, lines))
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from fairseq.dataclass.configs import FairseqConfig, GenerationConfig
 
 from ..compat import device
+from ..errors import FastDiSSError
 from ..generation.choice import mbr
 from ..modules.graphs import Graphs, Recorder
 from ..modules.places import fixed_sizes
 from ..modules.reference import ReferenceDenoiser
-from .contenders import FSDFM, Contender, collate, in_turn, load, record
+from .contenders import AGAINST, FSDFM, Contender, collate, in_turn, load, record
 from .records import circumstances
 
 #: Generation options of fairseq's models: name -> (baseline, options).
@@ -120,8 +121,15 @@ def decoding_batches(args) -> Dict[object, List[dict]]:
 
 
 def decoding(args) -> Iterator[dict]:
-    """Records of the decoding benchmark."""
+    """Records of the decoding benchmark.
+
+    Raises:
+        FastDiSSError: no such contender to take ratios against.
+    """
     contenders = decoders(args)
+    names = [contender.name for contender in contenders]
+    if args.against not in (AGAINST, *names):
+        raise FastDiSSError(f"there is no contender '{args.against}' (--against takes one of: {'; '.join(names)})")
     for size, found in decoding_batches(args).items():
         seconds = in_turn(contenders, found, args)
         sentences = sum(map(sentences_of, found))

@@ -163,4 +163,4 @@ def main(arguments=None):
 
 
 def cli_main():
-    run_as_command(main)
+    run_as_command(main, goes_on=True)

@@ -125,7 +125,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--detokenize",
         metavar="LANG",
-        help="language for undoing Moses tokenisation (default: the target language), or none",
+        help="language for undoing Moses tokenisation (default: the target language; of --outputs, where they look "
+        "tokenised), or none",
     )
     parser.add_argument(
         "--baseline", metavar="SYSTEM", help="test the other systems against this one (paired bootstrap)"
@@ -295,11 +296,20 @@ def parts_of(spec: str) -> Tuple[str, Optional[int], str]:
     return system, int(steps) if steps else None, path
 
 
-def external(spec: str, repeats: str, args) -> tuple:
+def language_of(path: str, references: List[str], args) -> Optional[str]:
+    """The language to undo the tokenisation of an output in: where none is named the target language, if it looks
+    tokenised and the references do not."""
+    if args.detokenize or not scoring.look_tokenised(scoring.read_hypotheses(path), references):
+        return args.detokenize
+    return data_utils.infer_language_pair(str(args.data))[1]
+
+
+def external(spec: str, repeats: str, references: List[str], args) -> tuple:
     """Record and hypotheses of an ``--outputs`` entry, its repeats kept or merged; where the file holds
     fairseq-generate's log too, with its time and what the checkpoint says of itself."""
     system, steps, path = parts_of(spec)
-    hypotheses = scoring.text_of(path, args.detokenize, repeats)
+    language = language_of(path, references, args)
+    hypotheses = scoring.text_of(path, language, repeats)
     log = "\n".join(scoring.read_lines(path))
     seconds, rate = report.timing(log)
     checkpoint = CHECKPOINT.search(log)
@@ -313,6 +323,7 @@ def external(spec: str, repeats: str, args) -> tuple:
         "candidates": None,
         "self_conditioning": None,
         "repeats": repeats,
+        "detokenize": language,
         "seconds": seconds,
         "sentences_per_second": rate,
     }
@@ -397,6 +408,11 @@ def check(args) -> None:
         raise FastDiSSError("--choice ar needs an autoregressive checkpoint (--reranker)")
     if args.reranker:
         weights_of(args.reranker)
+    if "score" not in args.choice and max(args.length_beam) * max(args.noise_beam) == 1:
+        raise FastDiSSError(f"--choice {args.choice[0]} needs several candidates: --length-beam, --noise-beam")
+    names = [parts_of(spec)[:2] for spec in args.outputs]
+    if len(set(names)) < len(names):
+        raise FastDiSSError("two of --outputs have the same name and steps: each needs its own")
     for spec in args.outputs:
         scoring.read_hypotheses(parts_of(spec)[2])
     scoring.read_lines(args.reference)
@@ -425,12 +441,16 @@ def main(arguments=None):
     args = get_parser().parse_args(arguments)
     check(args)
     checkpoints, sweep = identified(args), Sweep(args)
+    known = [facts["system"] for _, facts in checkpoints] + [parts_of(spec)[0] for spec in args.outputs]
+    known += [record["system"] for record in sweep.records]
+    if args.baseline and args.baseline not in known:
+        raise FastDiSSError(f"there is no --baseline {args.baseline} (of {', '.join(dict.fromkeys(known))})")
     for path, facts in checkpoints:
         sweep.decode_checkpoint(path, facts)
     for spec, repeats in itertools.product(args.outputs, args.output_repeats):
-        sweep.add(*external(spec, repeats, args))
+        sweep.add(*external(spec, repeats, sweep.references, args))
     sweep.report()
 
 
 def cli_main():
-    run_as_command(main)
+    run_as_command(main, goes_on=True)

@@ -24,6 +24,13 @@ CHOICES = {
     "mbr": "the highest log of the mean BLEU against the other candidates",
     "ar": "the highest mean log-probability under the autoregressive model",
 }
+#: Options of decoding that are options of this command, or always on.
+OWN = {
+    "steps": "use --steps",
+    "decoding_steps": "use --steps",
+    "decoding_choice": "use --choice",
+    "retain_iter_history": "each step is shown",
+}
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fdfdfc; --soft: #5c5f66; --line: #d5d7db;
   --c0: #f6b3a8; --c1: #f9cfa5; --c2: #f7e6a6; --c3: #e3ecab; --c4: #c8e6b4; --c5: #a9dcbb; }
@@ -69,17 +76,20 @@ def other_options(given: Sequence[str]) -> Dict[str, object]:
     """``NAME=VALUE`` pairs; a value that reads as a Python literal is one.
 
     Raises:
-        FastDiSSError: no ``=``.
+        FastDiSSError: no ``=``, or an option that the command has itself.
     """
     options = {}
     for item in given:
         name, equals, value = item.partition("=")
         if not equals:
             raise FastDiSSError(f"--option takes NAME=VALUE, not '{item}'")
+        name = name.replace("-", "_")
+        if name in OWN:
+            raise FastDiSSError(f"--option {name} is not taken: {OWN[name]}")
         try:
-            options[name.replace("-", "_")] = ast.literal_eval(value)
+            options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            options[name.replace("-", "_")] = value
+            options[name] = value
     return options
 
 
@@ -177,6 +187,8 @@ def main(arguments=None):
     sentences = args.sentences or [line.rstrip("\n") for line in sys.stdin]
     if not sentences:
         raise FastDiSSError("no sentences: give them as arguments or as lines of standard input")
+    if args.choice == "ar" and not args.reranker:
+        raise FastDiSSError("--choice ar needs an autoregressive checkpoint (--reranker)")
     options = {"length_beam": args.length_beam, "noise_beam": args.noise_beam, **other_options(args.option)}
     model = FastDiSS.from_pretrained(args.bundle, args.device, args.reranker)
     args.output.parent.mkdir(parents=True, exist_ok=True)

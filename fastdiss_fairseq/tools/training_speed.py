@@ -26,7 +26,9 @@ def trainers(args) -> List[Contender]:
     found = []
     for name, off in SYSTEMS.items():
         switches = {flag: f"--{flag.replace('_', '-')}" in off for flag in ("no_scp", "no_mans")}
-        options = {**trained_with, "mans_start": 0.0, "sentence_avg": False, **switches}
+        options = {**trained_with, "sentence_avg": False, **switches}
+        if not switches["no_mans"]:
+            options["mans_start"] = 0.0
         criterion = FastDiSSLoss(FastDiSSLossConfig(**options), task)
         found.append(trainer(name, copy.deepcopy(model), task, criterion))
     for name in (FSDFM, "ar", "nat"):
