@@ -674,6 +674,19 @@ def test_the_training_set_is_decoded_like_any_other():
     assert 0 < len(kept) < len(SOURCES) and all(len(SOURCES[i]) <= 3 for i in kept)
 
 
+def test_what_is_cut_is_counted(caplog):
+    """In fairseq-interactive and, when a split is loaded, in fairseq-generate; the whole is what remains otherwise."""
+    built = task(max_source_positions=4)
+    dataset = built.build_dataset_for_inference([torch.tensor(source) for source in SOURCES], list(map(len, SOURCES)))
+    long = sum(len(source) > 4 for source in SOURCES)
+    assert 0 < long < len(SOURCES)
+    whole = task().build_dataset_for_inference([torch.tensor(source) for source in SOURCES], list(map(len, SOURCES)))
+    built._count_what_is_read(whole)
+    expected = f"cut to --max-source-positions, 4 tokens: {long} of {len(SOURCES)} sentences"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [expected] * 2
+    assert max(dataset.src_sizes) == max(whole.src_sizes) == 4
+
+
 def test_what_passes_by_is_not_kept():
     """fairseq-interactive makes a dataset of each buffer of lines, for hours."""
     built = task()
