@@ -63,11 +63,14 @@ def cached_scores(hypotheses: Lines, references: Lines, metric: str) -> Scores:
 
 
 def rivals(records: Sequence[dict], baseline: Optional[str]) -> List[Tuple[dict, dict]]:
-    """Each system and the baseline in the same setting, and `recompute` and `previous`."""
+    """Each system and the baseline in the same setting, and `recompute` and `previous`.  Where the baseline has settings and
+    the other has none, the baseline comes first, so that they are told."""
     others = [r for r in records if baseline and r["system"] != baseline]
     pairs = [(r, twin(records, r, system=baseline)) for r in others]
     named = [r for r in records if r["system"] == baseline]
-    pairs += [(r, other) for r, found in list(pairs) if found is None for other in outside(r, named)]
+    for record in [r for r, found in pairs if found is None]:
+        unlike = [(record, other) for other in outside(record, named)]
+        pairs += [(b, a) if a.get("solver") is None and b.get("solver") else (a, b) for a, b in unlike]
     anew = [r for r in records if r["self_conditioning"] == RECOMPUTE]
     pairs += [(r, twin(records, r, self_conditioning=PREVIOUS)) for r in anew]
     return [(a, b) for a, b in pairs if b is not None]

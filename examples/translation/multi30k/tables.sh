@@ -156,7 +156,7 @@ for table in "$@"; do
             ;;
         paper_setting) # one time for all tokens, the network's own estimates, DDIM
             seeds=(2)
-            train "$distilled" "$(recipe 1800) --mixed-times 0 --self-conditioning-estimate direct --diffusion-loss-weight 1" standard scp scp+mans
+            train "$distilled" "$(recipe 1800) --mixed-times 0 --self-conditioning-estimate direct --diffusion-loss-weight 1" "${four[@]}"
             sweep valid --steps 1 2 5 20 --solver ddim renoise --estimate direct --told-noise-factor 4 8 --baseline standard
             sweep valid --steps 1 2 5 20 --solver ddim renoise --estimate expected --baseline standard
             sweep test --steps 1 2 3 5 10 20 --solver ddim --estimate direct --told-noise-factor 4 8 --baseline standard
