@@ -162,6 +162,21 @@ def test_the_hub_changes_the_model_for_decoding(model, training):
     assert hub.models[0].runtime is not None
 
 
+@pytest.mark.parametrize(
+    "device, message", [("vulkan", "device vulkan cannot be used here"), ("gpu", "unknown device 'gpu'")]
+)
+def test_a_device_that_is_not_there(device, message):
+    with pytest.raises(FastDiSSError, match=message):
+        FastDiSS.from_pretrained(BUNDLE, device)
+
+
+def test_the_hub_names_a_path_that_does_not_exist(tmp_path):
+    from fastdiss_fairseq.models.fastdiss import FastDiSSModel
+
+    with pytest.raises(FastDiSSError, match="no model"):
+        FastDiSSModel.from_pretrained(str(tmp_path / "none"))
+
+
 def test_the_hub_verifies_a_bundle_too(tmp_path):
     from fastdiss_fairseq.models.fastdiss import FastDiSSModel
 
