@@ -1,6 +1,7 @@
 """Loading a checkpoint for a data folder, as all commands that decode do."""
 
 from pathlib import Path
+from typing import Sequence
 
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import CommonConfig
@@ -19,6 +20,23 @@ def weights_of(path) -> Path:
     if not weights.is_file():
         raise FastDiSSError(f"no checkpoint {weights}")
     return weights
+
+
+def data_folder(path) -> Path:
+    """The folder of binarised data at a path.
+
+    Raises:
+        FastDiSSError: there is none.
+    """
+    if not Path(path).is_dir():
+        raise FastDiSSError(f"no data folder {path}: make it with fairseq-preprocess")
+    return Path(path)
+
+
+def check_reranker(choices: Sequence[str], reranker) -> None:
+    """Raise FastDiSSError where candidates are to be chosen among by an autoregressive model, and there is none."""
+    if "ar" in choices and not reranker:
+        raise FastDiSSError("--choice ar needs an autoregressive checkpoint (--reranker)")
 
 
 def load_reranker(path, task) -> list:
@@ -41,9 +59,7 @@ def load(path, data, **overrides) -> tuple:
         FastDiSSError: no checkpoint, no data in the folder, or a dictionary that does not fit.
     """
     path = weights_of(path)
-    if not Path(data).is_dir():
-        raise FastDiSSError(f"no data folder {data}: make it with fairseq-preprocess")
-    overrides = {"data": str(data), "seed": CommonConfig.seed, **overrides}
+    overrides = {"data": str(data_folder(data)), "seed": CommonConfig.seed, **overrides}
     try:
         return checkpoint_utils.load_model_ensemble_and_task([str(path)], arg_overrides=overrides)
     except RuntimeError as error:  # stock tasks let torch compare the shapes

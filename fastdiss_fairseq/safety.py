@@ -22,6 +22,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 
 from .compat import read_lazily
+from .diffusion.noise_scaling import is_fraction
 from .errors import FastDiSSError
 
 logger = logging.getLogger(__name__)
@@ -218,8 +219,8 @@ def moved_phases(before: dict, now) -> List[str]:
     known = (before.get("criterion") or {}).get("max_update", updates)
     if known == updates or getattr(loss, "no_mans", True):
         return []
-    fractions = any(0 < phase <= 1 for phase in (loss.mans_start, *loss.mans_phase))
-    return [f"--max-update {known}, now {updates}, of which MANS' phases are fractions"] if fractions else []
+    moved = any(map(is_fraction, (loss.mans_start, *loss.mans_phase)))
+    return [f"--max-update {known}, now {updates}, of which MANS' phases are fractions"] if moved else []
 
 
 def newest_whole(filename: str) -> str:

@@ -21,6 +21,11 @@ def token_times(t: Tensor, correct: Tensor, beta: float) -> Tensor:
     return torch.where(correct, (beta * t).clamp(max=1), t.expand_as(correct))
 
 
+def is_fraction(phase: float) -> bool:
+    """Whether a phase, or the start, is a fraction of all updates rather than an update."""
+    return phase != 0 and phase <= 1
+
+
 class PhaseTable:
     """beta(n): the scale at update n, constant in each phase and 1 before the start.
 
@@ -48,7 +53,7 @@ class PhaseTable:
 
     @staticmethod
     def _update(value: float, max_update: int) -> float:
-        if value == 0 or value > 1:
+        if not is_fraction(value):
             return value
         if max_update <= 0:
             raise ValueError(

@@ -60,7 +60,7 @@ def nearest_token(states: Tensor, table: Tensor) -> Tensor:
 def largest(logits: Tensor, width: int = 128) -> Tuple[Tensor, Tensor]:
     """The largest of each row of logits (N, V), and its id, the first among equals.
 
-    On a CPU ``max`` takes ten times as long with ids as without (torch 2.13): the largest of ``width`` at a time, then
+    On a CPU ``max`` takes several times as long with ids as without (torch 2.13): the largest of ``width`` at a time, then
     where among those of the best ones."""
     if logits.device.type != "cpu" or torch.jit.is_tracing():
         best, ids = logits.max(-1)

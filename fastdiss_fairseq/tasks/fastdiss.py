@@ -23,6 +23,7 @@ from ..errors import FastDiSSError
 from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve, without_effect
 from ..generation.deployment import Deployment, flag
 from ..generation.generator import UNGUIDED, FastDiSSGenerator, check_models
+from ..loading import data_folder
 from ..models.base import FewStepModel, check_weights, cut, pad_right
 from ..models.config import ARCHITECTURES, option
 from ..models.fsdfm import FSDFMModel
@@ -324,8 +325,7 @@ def readable(line: str, limit: int) -> str:
 def check_data(cfg: FastDiSSTaskConfig) -> None:
     """Raise FastDiSSError where the data folder lacks what the task reads first; fills in languages."""
     folder = utils.split_paths(cfg.data)[0]
-    if not os.path.isdir(folder):
-        raise FastDiSSError(f"no data folder {folder}: make it with fairseq-preprocess")
+    data_folder(folder)
     if Bundle.is_at(folder):
         languages = Bundle(folder).languages
         cfg.source_lang, cfg.target_lang = cfg.source_lang or languages[0], cfg.target_lang or languages[1]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
 
 from ..errors import FastDiSSError
+from ..loading import data_folder
 from . import sweep
 from .command import PLUGIN, run_as_command
 from .records import claim, sha256_of_training
@@ -178,8 +179,7 @@ def check(args) -> None:
     """Raise FastDiSSError where the options cannot work."""
     if args.jobs < 1:
         raise FastDiSSError(f"--jobs must be at least 1, not {args.jobs}")
-    if not args.data.is_dir():
-        raise FastDiSSError(f"no data folder {args.data}: make it with fairseq-preprocess")
+    data_folder(args.data)
     words_of("--train", args.train, (*MANAGED, "--no-scp", "--no-mans"))
 
 

@@ -35,7 +35,7 @@ from ..generation.config import (
     decoding_defaults,
 )
 from ..generation.generator import check_models
-from ..loading import load as load_for, load_reranker, weights_of
+from ..loading import check_reranker, load as load_for, load_reranker, weights_of
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
@@ -404,8 +404,7 @@ def check(args) -> None:
         raise FastDiSSError(f"{len(args.systems)} names for {len(args.path)} checkpoints")
     if min(args.steps) < 1:
         raise FastDiSSError(f"--steps must be at least 1, not {min(args.steps)}")
-    if "ar" in args.choice and not args.reranker:
-        raise FastDiSSError("--choice ar needs an autoregressive checkpoint (--reranker)")
+    check_reranker(args.choice, args.reranker)
     if args.reranker:
         weights_of(args.reranker)
     if "score" not in args.choice and max(args.length_beam) * max(args.noise_beam) == 1:

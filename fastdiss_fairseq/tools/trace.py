@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Dict, List, Sequence
 
 from ..errors import FastDiSSError
+from ..loading import check_reranker
 from ..translator import FastDiSS
 from .command import run_as_command
 
@@ -187,8 +188,7 @@ def main(arguments=None):
     sentences = args.sentences or [line.rstrip("\n") for line in sys.stdin]
     if not sentences:
         raise FastDiSSError("no sentences: give them as arguments or as lines of standard input")
-    if args.choice == "ar" and not args.reranker:
-        raise FastDiSSError("--choice ar needs an autoregressive checkpoint (--reranker)")
+    check_reranker([args.choice], args.reranker)
     options = {"length_beam": args.length_beam, "noise_beam": args.noise_beam, **other_options(args.option)}
     model = FastDiSS.from_pretrained(args.bundle, args.device, args.reranker)
     args.output.parent.mkdir(parents=True, exist_ok=True)
