@@ -179,13 +179,13 @@ def check(args) -> None:
     """Raise FastDiSSError where the options cannot work."""
     if args.jobs < 1:
         raise FastDiSSError(f"--jobs must be at least 1, not {args.jobs}")
-    data_folder(args.data)
     words_of("--train", args.train, (*MANAGED, "--no-scp", "--no-mans"))
 
 
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
     check(args)
+    data_folder(args.data)
     runs = trainings(args)
     paths, names = [str(run.checkpoint) for run in runs], [run.system for run in runs]
     decoding = [str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep")]
