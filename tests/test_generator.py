@@ -15,6 +15,7 @@ from helpers import MINIATURE, batch, flow_model, model, model_config, sentences
 
 from fastdiss_fairseq.diffusion.sampling import DECODING_SOLVERS
 from fastdiss_fairseq.errors import FastDiSSError
+from fastdiss_fairseq.generation.candidates import last_positions
 from fastdiss_fairseq.generation.config import TOLD_RATIO, resolve, without_effect
 from fastdiss_fairseq.generation.continuous import read
 from fastdiss_fairseq.generation.generator import FastDiSSGenerator
@@ -571,7 +572,8 @@ def test_rounding_takes_the_nearest_word_and_the_softmax_without_special_tokens(
     mask = torch.arange(5) < torch.tensor([[5, 3, 1], [2, 4, 5]]).unsqueeze(-1)
     with torch.no_grad():
         vocabulary = Vocabulary.of(NET.table(), built.special)
-        tokens, log_probs, _ = read(NET, vocabulary, estimate, mask, Places.of(mask), "direct", built.special)
+        last = last_positions(mask)
+        tokens, log_probs, _ = read(NET, vocabulary, estimate, last, Places.of(mask), "direct", built.special)
         table = NET.embedding(torch.arange(40))
     for i in range(2):
         for j in range(3):
@@ -589,7 +591,9 @@ def test_rounded_estimates_are_what_is_read(solver, monkeypatch):
     """<s>, padding and an early end of sentence, which are never read, are no estimates either."""
     net, conditions = model(), []
     plain = net.denoise
-    monkeypatch.setattr(net, "denoise", lambda z, t, z_bar, *a: conditions.append(z_bar) or plain(z, t, z_bar, *a))
+    monkeypatch.setattr(
+        net, "denoise", lambda z, told, z_bar, *a: conditions.append(z_bar) or plain(z, told, z_bar, *a)
+    )
     options = dict(decoding_solver=solver, decoding_estimate="rounded", decoding_steps=4, retain_iter_history=True)
     hypotheses = generate(SOURCES, net, **options)
     with torch.no_grad():

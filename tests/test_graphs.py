@@ -232,7 +232,7 @@ def test_what_is_recorded_never_waits(make, options):
     register()
     generator, _, recorded = pair(make, options)
     with waits() as counted:
-        recorded.graphs, recorded.cfg.autocast = None, "none"
+        recorded.graphs, recorded.autocasts = None, False
         net, tokens = send(recorded.cpu()), send(batch(SOURCES))["net_input"]["src_tokens"]
         stages = Stages(net, generator.decoding, Special.of(task().target_dictionary))
         with torch.no_grad(), fixed_sizes():

@@ -51,7 +51,7 @@ def inputs(batch=3, length=7, source=5, seed=1):
 
 def run(encoder, denoiser, tokens, source_mask, z, t, z_bar, mask):
     memory = denoiser.memory(encoder(tokens, source_mask), source_mask)
-    return denoiser(z, t, z_bar, denoiser.target(mask), memory)
+    return denoiser(z, denoiser.time(t), z_bar, denoiser.target(mask), memory)
 
 
 @every_layout
@@ -124,8 +124,8 @@ def test_the_reference_path_agrees(pre_norm):
     source_mask[1, 3:] = False
     mask = torch.arange(7) < torch.tensor([[7], [6], [5], [4], [3], [7]])
     states = encoder(tokens, source_mask)
-    fast = denoiser(z, t, z_bar, denoiser.target(mask), denoiser.memory(states, source_mask))
-    slow = reference(z, t, z_bar, reference.target(mask), reference.memory(states, source_mask))
+    fast = denoiser(z, denoiser.time(t), z_bar, denoiser.target(mask), denoiser.memory(states, source_mask))
+    slow = reference(z, denoiser.time(t), z_bar, reference.target(mask), reference.memory(states, source_mask))
     assert fast[mask].std() > 1e-3
     assert torch.allclose(fast[mask], slow[mask], atol=1e-6)
 
@@ -142,10 +142,10 @@ def test_candidates_share_their_sentences_memory(pre_norm):
     mask = torch.arange(7) < torch.tensor([[7], [6], [5], [4], [3], [7]])
     memory = denoiser.memory(encoder(tokens, source_mask), source_mask)
     target = denoiser.target(mask)
-    shared = denoiser(z, t, z_bar, target, memory)
-    copies = denoiser(z, t, z_bar, target, memory.select(torch.tensor([0, 0, 0, 1, 1, 1])))
+    shared = denoiser(z, denoiser.time(t), z_bar, target, memory)
+    copies = denoiser(z, denoiser.time(t), z_bar, target, memory.select(torch.tensor([0, 0, 0, 1, 1, 1])))
     assert torch.allclose(shared[mask], copies[mask], atol=1e-5)
-    swapped = denoiser(z, t, z_bar, target, memory.select(torch.tensor([1, 0])))
+    swapped = denoiser(z, denoiser.time(t), z_bar, target, memory.select(torch.tensor([1, 0])))
     assert not torch.allclose(shared[mask], swapped[mask], atol=1e-3)
 
 

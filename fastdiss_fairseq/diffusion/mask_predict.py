@@ -6,7 +6,7 @@ trained on sentences of known and unknown tokens (:class:`fastdiss_fairseq.diffu
 """
 
 from dataclasses import dataclass
-from typing import Callable, Iterator, Tuple
+from typing import Callable, Iterator, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ class Network:
     """What a step needs of the model.
 
     Attributes:
-        denoise: as in :func:`fastdiss_fairseq.diffusion.sampling.sample`, with t (S', C, T).
+        denoise: ``(z, unknown, z_bar, rows) -> estimate``, (S', C, T, D), for the sentences ``rows`` (S',), at t = 1
+            where ``unknown`` (S', C, T) is True, else at 0.
         read: ``(estimate, rows, where, refine) -> tokens, log_probs, refined``, (S', C, T) and (S', C, T, D), which
             count only ``where`` (S', C, T) is True: nearest tokens, and what self-conditioning gets; where ``refine``
             is False, that will not be used.
@@ -31,6 +32,77 @@ class Network:
     denoise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     read: Callable[[Tensor, Tensor, Tensor, bool], Tuple[Tensor, Tensor, Tensor]]
     embed: Callable[[Tensor], Tensor]
+
+
+class Sentences(NamedTuple):
+    """What stands in S sentences with C candidates each.
+
+    Attributes:
+        mask: (S, C, T), True at real positions.
+        unknown: (S, C, T), True where the next step predicts anew.
+        tokens, log_probs: (S, C, T), each from the step that predicted it last.
+        z_bar: (S, C, T, D), the estimates for self-conditioning.
+        taken: (S,) steps; ``latest``: (S,) the last of them; ``settled``: (S,) whether it changed no token.
+    """
+
+    mask: Tensor
+    unknown: Tensor
+    tokens: Tensor
+    log_probs: Tensor
+    z_bar: Tensor
+    taken: Tensor
+    latest: Tensor
+    settled: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor, dim: int) -> "Sentences":
+        """Sentences of which nothing is known."""
+        none = torch.zeros(len(mask), dtype=torch.long, device=mask.device)
+        tokens, z_bar = torch.zeros_like(mask, dtype=torch.long), torch.zeros(*mask.shape, dim, device=mask.device)
+        return cls(mask, mask, tokens, torch.zeros_like(mask, dtype=torch.float), z_bar, none, none, none < 0)
+
+    def select(self, rows: Tensor) -> "Sentences":
+        """The sentences ``rows``; these themselves where that is all."""
+        return self if len(rows) == len(self.mask) else Sentences(*(part[rows] for part in self))
+
+    def update(self, rows: Tensor, new: "Sentences") -> "Sentences":
+        """All, with ``new`` ones at ``rows``."""
+        if len(rows) == len(self.mask):
+            return new
+        return Sentences(*(old.index_copy(0, rows, part) for old, part in zip(self, new)))
+
+    def doubtful(self, index: int, steps: int) -> Tensor:
+        """(S, C, T) True at what step ``index`` predicts anew."""
+        confidence = self.log_probs.masked_fill(repeated(self.tokens, self.log_probs), -float("inf"))
+        return least_confident(confidence, self.mask, steps - index, steps)
+
+    def predicted(self, network: Network, z: Tensor, known: Tensor, rows: Tensor, how: str, index: int, is_last: bool):
+        """The same after step ``index``, which looks at z (S, C, T, D) with the ``known`` tokens in it.
+
+        Args:
+            rows: the sentences' numbers.
+            how: of :data:`.sampling.SELF_CONDITIONING`.
+        """
+        where = self.unknown.unsqueeze(-1)
+
+        def look(condition, refine):
+            estimate = network.denoise(z, self.unknown, condition, rows)
+            tokens, log_probs, refined = network.read(estimate, rows, self.unknown, refine)
+            return tokens, log_probs, torch.where(where, refined, known) if refine else self.z_bar
+
+        condition = self.z_bar if how == "previous" else torch.zeros_like(z)
+        if how == "recompute":
+            condition = look(condition, refine=True)[2]
+        tokens, log_probs, z_bar = look(condition, refine=how == "previous" and not is_last)
+        tokens = torch.where(self.unknown, tokens, self.tokens)
+        return self._replace(
+            tokens=tokens,
+            log_probs=torch.where(self.unknown, log_probs, self.log_probs),
+            z_bar=z_bar,
+            taken=self.taken + 1,
+            latest=torch.full_like(self.latest, index),
+            settled=(tokens == self.tokens).flatten(1).all(1),
+        )
 
 
 def mask_predict(
@@ -54,71 +126,26 @@ def mask_predict(
             (rounded down), and others that would look at no fewer positions.
         watched: keep a history.
     """
-    sentences, history = Sentences(mask, dim), []
-    start, end = torch.tensor([0.0, 1.0])
-    scales = sampler.trained.alpha(start), sampler.trained.sigma(end) * sampler.temperature
+    found, history = Sentences.of(mask, dim), []
+    rows = torch.arange(len(mask), device=mask.device)
+    alpha, sigma = sampler.trained.scales(torch.tensor([0.0, 1.0]))
+    signal, spread = alpha[0], sigma[1] * sampler.temperature
     for index, noise in enumerate(noise_of_steps(key, steps, mask.size(2), dim)):
         if index:
-            sentences.doubt(index, steps, early_exit)
-        if len(sentences.rows):
-            sentences.predict(network, noise, scales, sampler.self_conditioning, index + 1 == steps)
-            sentences.latest.index_fill_(0, sentences.rows, index)
+            doubtful = found.doubtful(index, steps)
+            if early_exit:
+                looks = worth_a_step(doubtful, found, index, steps)
+                rows, doubtful = looks.nonzero().squeeze(1), torch.where(looks.view(-1, 1, 1), doubtful, found.unknown)
+            found = found._replace(unknown=doubtful)
+        if len(rows):
+            some, noise = found.select(rows), noise if len(rows) == len(mask) else noise[rows]
+            known = network.embed(some.tokens)
+            z = torch.where(some.unknown.unsqueeze(-1), noise * spread, known * signal)
+            now = some.predicted(network, z, known, rows, sampler.self_conditioning, index, index + 1 == steps)
+            found = found.update(rows, now)
         if watched:
-            history.append(Read(sentences.tokens.clone(), sentences.log_probs.clone(), sentences.rows))
-    return Decoded(sentences.tokens, sentences.log_probs, sentences.taken, history)
-
-
-class Sentences:
-    """What stands in S sentences with C candidates each.
-
-    Attributes:
-        tokens, log_probs: (S, C, T), each from the step that predicted it last.
-        unknown: (S, C, T), True where the next step predicts anew.
-        z_bar: (S, C, T, D), the estimates for self-conditioning.
-        rows: the sentences that take the step.
-        taken: (S,) steps; ``latest``: (S,) the last of them; ``settled``: (S,) whether it changed no token.
-    """
-
-    def __init__(self, mask: Tensor, dim: int):
-        self.mask, self.unknown = mask, mask.clone()
-        self.tokens, self.log_probs = (
-            torch.zeros_like(mask, dtype=torch.long),
-            torch.zeros_like(mask, dtype=torch.float),
-        )
-        self.z_bar = torch.zeros(*mask.shape, dim, device=mask.device)
-        self.rows = torch.arange(len(mask), device=mask.device)
-        self.taken, self.latest, self.settled = torch.zeros_like(self.rows), torch.zeros_like(self.rows), self.rows < 0
-
-    def doubt(self, index: int, steps: int, early_exit: bool) -> None:
-        """Choose what step ``index`` predicts anew, and which sentences take it."""
-        confidence = self.log_probs.masked_fill(repeated(self.tokens, self.log_probs), -float("inf"))
-        doubtful = least_confident(confidence, self.mask, steps - index, steps)
-        if early_exit:
-            rested = index - self.latest > steps // PAUSE
-            self.rows = worth_a_step(doubtful, self.unknown, self.settled, rested).nonzero().squeeze(1)
-        self.unknown[self.rows] = doubtful[self.rows]
-
-    def predict(self, network: Network, noise: Tensor, scales, self_conditioning: str, is_last: bool) -> None:
-        """Predict the unknown tokens, from ``noise`` (S, C, T, D) in their places; ``scales`` of what is known and of
-        the noise."""
-        rows, before, unknown = self.rows, self.tokens[self.rows], self.unknown[self.rows]
-        known = network.embed(before)
-        z = torch.where(unknown.unsqueeze(-1), noise[rows] * scales[1], known * scales[0])
-
-        def look(condition, refine):
-            estimate = network.denoise(z, unknown.to(z.dtype), condition, rows)
-            tokens, log_probs, refined = network.read(estimate, rows, unknown, refine)
-            return tokens, log_probs, torch.where(unknown.unsqueeze(-1), refined, known)
-
-        reuse = self_conditioning == "previous"
-        condition = self.z_bar[rows] if reuse else torch.zeros_like(z)
-        if self_conditioning == "recompute":
-            condition = look(condition, refine=True)[2]
-        tokens, log_probs, self.z_bar[rows] = look(condition, refine=reuse and not is_last)
-        self.tokens[rows] = torch.where(unknown, tokens, before)
-        self.log_probs[rows] = torch.where(unknown, log_probs, self.log_probs[rows])
-        self.settled[rows] = (self.tokens[rows] == before).flatten(1).all(1)
-        self.taken[rows] += 1
+            history.append(Read(found.tokens, found.log_probs, rows))
+    return Decoded(found.tokens, found.log_probs, found.taken, history)
 
 
 #: Early exit skips this part of the K steps after one that changed nothing.
@@ -137,11 +164,12 @@ def noise_of_steps(key: Tensor, steps: int, length: int, dim: int) -> Iterator[T
         yield from gaussian(some, length, dim)
 
 
-def worth_a_step(doubtful: Tensor, unknown: Tensor, settled: Tensor, rested: Tensor) -> Tensor:
-    """(S,) True where ``doubtful`` positions (S, C, T) remain.  Where the last step changed no token (``settled``),
-    they must be fewer than its ``unknown`` ones, and the sentence have ``rested`` since (S,)."""
-    fewer = (doubtful.sum(-1) < unknown.sum(-1)).any(1)
-    return doubtful.flatten(1).any(1) & (~settled | (fewer & rested))
+def worth_a_step(doubtful: Tensor, found: Sentences, index: int, steps: int) -> Tensor:
+    """(S,) True where ``doubtful`` positions (S, C, T) remain for step ``index``.  Where the last step changed no token,
+    they must be fewer than its unknown ones, and the sentence have rested since."""
+    fewer = (doubtful.sum(-1) < found.unknown.sum(-1)).any(1)
+    rested = index - found.latest > steps // PAUSE
+    return doubtful.flatten(1).any(1) & (~found.settled | (fewer & rested))
 
 
 def repeated(tokens: Tensor, log_probs: Tensor) -> Tensor:

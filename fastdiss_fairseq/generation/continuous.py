@@ -23,46 +23,52 @@ def decode(
 
 
 def _denoiser(model: FastDiSSModel, memory: Memory, mask: Tensor):
-    """``(z, t, z_bar, rows) -> estimate``, (S', C, T, D), for the sentences ``rows`` (S',)."""
+    """``(z, told, z_bar, rows) -> estimate``, (S', C, T, D), for the sentences ``rows`` (S',)."""
     whole = model.denoiser.target(mask.flatten(0, 1))
     numbers = torch.arange(mask[..., 0].numel(), device=mask.device).view(mask.shape[:2])
 
-    def denoise(z, t, z_bar, rows):
+    def denoise(z, told, z_bar, rows):
         its_memory, target = memory, whole
         if len(rows) < len(mask):
             its_memory, target = memory.select(rows), whole.select(numbers[rows].flatten())
-        time = t.flatten(0, 1) if t.dim() else z.new_full((1, 1), float(t))
-        return model.denoise(z.flatten(0, 1), time, z_bar.flatten(0, 1), target, its_memory).view(z.shape)
+        return model.denoise(z.flatten(0, 1), told, z_bar.flatten(0, 1), target, its_memory).view(z.shape)
 
     return denoise
 
 
 def _by_confidence(model, denoise, key, mask, decoding, special) -> Decoded:
-    vocabulary = Vocabulary.of(model.table(), special)
+    vocabulary, last, dim = Vocabulary.of(model.table(), special), last_positions(mask), model.embedding.dim
+    both = model.told(torch.arange(2, dtype=torch.float, device=mask.device))  # of what is known, and of what is not
+
+    def denoise_at(z, unknown, z_bar, rows):
+        return denoise(z, both.at(unknown.flatten(0, 1).long()), z_bar, rows)
 
     def read_at(estimate, rows, where, refine):
-        there, how = Places.of(where & mask[rows]), decoding.estimate if refine else "direct"
-        return read(model, vocabulary, estimate, mask[rows], there, how, special)
+        how, ends = decoding.estimate if refine else "direct", last if len(rows) == len(mask) else last[rows]
+        return read(model, vocabulary, estimate, ends, Places.of(where), how, special)
 
-    network, dim = Network(denoise, read_at, model.embedding), model.cfg.latent_dim
+    network = Network(denoise_at, read_at, model.embedding)
     return mask_predict(
         network, key, mask, dim, decoding.steps, decoding.sampler, decoding.early_exit, decoding.history
     )
 
 
 def _by_solver(model, denoise, key, mask, decoding, special) -> Decoded:
-    vocabulary, shape = Vocabulary.of(model.table(), special), (mask.size(2), model.cfg.latent_dim)
-    rows, real = torch.arange(len(mask), device=mask.device), Places.of(mask)
+    vocabulary, shape = Vocabulary.of(model.table(), special), (mask.size(2), model.embedding.dim)
+    rows, real, last = torch.arange(len(mask), device=mask.device), Places.of(mask), last_positions(mask)
+
+    def denoise_at(z, t, z_bar, rows):
+        return denoise(z, model.told(z.new_full((1, 1), float(t))), z_bar, rows)
 
     def read_all(estimate, rows, how="direct"):
         there = real if len(rows) == len(mask) else Places.of(mask[rows])
-        return read(model, vocabulary, estimate, mask[rows], there, how, special)
+        return read(model, vocabulary, estimate, last[rows], there, how, special)
 
     def refine(estimate, rows):
         return estimate if decoding.estimate == "direct" else read_all(estimate, rows, decoding.estimate)[2]
 
     watched = (lambda *seen: read_all(*seen)[:2]) if decoding.history or decoding.early_exit else None
-    found = sample(denoise, key, shape, decoding.steps, decoding.sampler, watched, decoding.early_exit, refine)
+    found = sample(denoise_at, key, shape, decoding.steps, decoding.sampler, watched, decoding.early_exit, refine)
     tokens, log_probs, _ = read_all(found.estimate, rows)
     return Decoded(tokens, log_probs, found.steps, found.history)
 
@@ -71,18 +77,16 @@ def read(
     model: FastDiSSModel,
     vocabulary: Vocabulary,
     estimate: Tensor,
-    mask: Tensor,
+    last: Tensor,
     there: Places,
     how: str,
     special: Special,
 ):
-    """Nearest tokens and their log-probabilities, (S, C, T) each, of estimates (S, C, T, D) ``there``, among what is
-    real (``mask``); and what the next step gets: the estimates (how: ``direct``), or ``expected`` or nearest
-    (``rounded``) token embeddings.
+    """Nearest tokens and their log-probabilities, (S, C, T) each, of estimates (S, C, T, D) ``there``; and what the next
+    step gets: the estimates (how: ``direct``), or ``expected`` or nearest (``rounded``) token embeddings.
 
-    The last position is the end of sentence; no other is, and none is padding or <s>.
+    At ``last`` positions (S, C, T) is the end of sentence; at no other, and at none padding or <s>.
     """
-    last = last_positions(mask)
     found = model.read(there.take(estimate).to(vocabulary.table.dtype), vocabulary, mean=how == "expected")
     tokens = there.put(found.tokens, elsewhere=special.pad).masked_fill(last, special.eos)
     log_probs = there.put(found.log_probs).masked_fill(last, 0.0)

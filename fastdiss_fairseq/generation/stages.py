@@ -54,6 +54,7 @@ class Stages:
         self.model, self.decoding, self.special = model, decoding, special
         self.family = next(decode for kind, decode in DECODERS.items() if isinstance(model, kind))
 
+    @torch.inference_mode()
     def __call__(self, src_tokens: Tensor) -> Candidates:
         """All candidates of a batch of sources (S, L).  Where batches are recorded, threads take turns with all: kept
         casts are those of all threads."""
@@ -68,7 +69,7 @@ class Stages:
     def begin(self, src_tokens: Tensor) -> Begun:
         """The first stage."""
         model, decoding = self.model, self.decoding
-        source, longest = model.encode(src_tokens), model.cfg.max_target_positions
+        source, longest = model.encode(src_tokens), model.limits[1]
         lengths, log_probs = model.length.top(source.length_logits, source.lengths, decoding.length_beam, longest)
         lengths = (lengths * decoding.length_factor).round().long().clamp(1, longest)
         seeds = torch.arange(decoding.noise_beam, device=lengths.device)

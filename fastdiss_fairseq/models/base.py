@@ -49,6 +49,8 @@ class FewStepModel(BaseFairseqModel):
         super().__init__()
         self.cfg, self.padding_idx = cfg, target_dictionary.pad()
         self.num_updates = 0
+        # what decoding reads often, where omegaconf takes long
+        self.autocasts, self.limits = str(cfg.autocast) == "bf16", (cfg.max_source_positions, cfg.max_target_positions)
         self.runtime: Optional[OnnxRuntime] = None  # evaluates the networks in the place of torch
         self.changed_by: FrozenSet[str] = frozenset()  # the options that changed it for decoding
         self.graphs: Optional[Graphs] = None  # recordings of how it decodes, on a GPU
@@ -139,13 +141,11 @@ class FewStepModel(BaseFairseqModel):
         self.num_updates = num_updates
 
     def max_positions(self):
-        return self.cfg.max_source_positions, self.cfg.max_target_positions
+        return self.limits
 
     def precision(self, device: torch.device):
         """The context the networks run in: bfloat16 autocast where the options ask for it."""
-        if str(self.cfg.autocast) == "bf16":
-            return bfloat16(device)
-        return contextlib.nullcontext()
+        return bfloat16(device) if self.autocasts else contextlib.nullcontext()
 
     def quantise(self) -> None:
         """Make the linear layers of all transformer layers int8, for decoding on a CPU."""
@@ -155,7 +155,7 @@ class FewStepModel(BaseFairseqModel):
     def to_bfloat16(self) -> None:
         """Hold all weights in bfloat16, for decoding; autocast, which would convert them at each call, is off then."""
         self.bfloat16()
-        self.cfg.autocast = "none"
+        self.autocasts = False
 
     def compile_step(self) -> None:
         """Have the network on the target compiled when it is first called, for decoding."""
@@ -179,8 +179,8 @@ class FewStepModel(BaseFairseqModel):
 
     def encode(self, src_tokens: Tensor) -> Source:
         """Encode (B, S) ids; sources longer than the model's positions are cut."""
-        if src_tokens.size(1) > self.cfg.max_source_positions:
-            src_tokens = cut(pad_right(src_tokens, self.padding_idx), self.cfg.max_source_positions)
+        if src_tokens.size(1) > self.limits[0]:
+            src_tokens = cut(pad_right(src_tokens, self.padding_idx), self.limits[0])
         mask = src_tokens.ne(self.padding_idx)
         if self.runtime is not None:
             logits, memory = self.runtime.encode(src_tokens)
@@ -200,7 +200,7 @@ class FewStepModel(BaseFairseqModel):
         if self.runtime is not None:
             return self.runtime.table
         table = self.embedding.table()
-        return table.to(torch.bfloat16 if str(self.cfg.autocast) == "bf16" else table.dtype)
+        return table.bfloat16() if self.autocasts else table
 
 
 def pad_right(tokens: Tensor, padding_idx: int) -> Tensor:

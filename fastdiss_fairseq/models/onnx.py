@@ -79,9 +79,9 @@ class Denoise(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(self, z, t, z_bar, mask, index, places, positions, source_mask, *keys_values):
+    def forward(self, z, time, z_bar, mask, index, places, positions, source_mask, *keys_values):
         target = Target(Layout(mask, index, places), positions)
-        return (self.denoiser(z, t, z_bar, target, Memory.of(source_mask, *keys_values)),)
+        return (self.denoiser(z, time, z_bar, target, Memory.of(source_mask, *keys_values)),)
 
 
 class Read(nn.Module):
@@ -126,7 +126,7 @@ class OnnxRuntime:
         z, z_bar = torch.randn(2, *mask.shape, model.cfg.latent_dim)
         fixed = {
             "z": (z, "BT."),
-            "t": (mask.float(), "BT"),
+            "time": (model.denoiser.time(mask.float()), "BT."),
             "z_bar": (z_bar, "BT."),
             "mask": (mask, "BT"),
             "index": (target.layout.index, "N"),
@@ -142,13 +142,14 @@ class OnnxRuntime:
         logits, *parts = self.encoder(tokens)
         return logits, Memory.of(tokens.ne(self.padding), *parts)
 
-    def denoise(self, z: Tensor, t: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
-        """As the denoiser; t (B, T), (B, 1) or (1, 1)."""
+    def denoise(self, z: Tensor, time: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
+        """As the denoiser."""
         (mask, index, places), positions = target
         if index is None:
             index = places = torch.arange(mask.numel())
             positions = positions.flatten(0, 1)
-        return self.denoiser(z, t.expand(mask.shape), z_bar, mask, index, places, positions, *memory.flat())[0]
+        time = time.expand(*mask.shape, -1)
+        return self.denoiser(z, time, z_bar, mask, index, places, positions, *memory.flat())[0]
 
     def read(self, states: Tensor, mean: bool) -> Reading:
         """:func:`~..modules.rounding.read` with the model's table."""

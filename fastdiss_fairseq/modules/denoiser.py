@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .embedding import Positions
 from .target import Memory, Target, TargetNetwork
-from .transformer import LayerConfig, Layout
+from .transformer import LayerConfig
 
 
 class Denoiser(TargetNetwork):
@@ -15,12 +15,12 @@ class Denoiser(TargetNetwork):
     def __init__(self, cfg: LayerConfig, layers: int, latent_dim: int, positions: Positions):
         super().__init__(cfg, layers, 2 * latent_dim, latent_dim, positions)
 
-    def forward(self, z: Tensor, t: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """Estimate z_0.
 
         Args:
             z: (B, T, D), scaled by :meth:`Process.input_scale`.
-            t: times in [0, 1], (B, 1), (B, T) or (1, 1).
+            time: features of times, (B, 1, d), (B, T, d) or (1, 1, d); ``self.time`` makes them.
             z_bar: (B, T, D) self-conditioning estimate, zero where there is none.
             target: of B targets.
             memory: as in :meth:`TargetNetwork.run`.
@@ -29,9 +29,5 @@ class Denoiser(TargetNetwork):
         """
         layout = target.layout
         x = self.input(layout.pack(torch.cat((z, z_bar), dim=-1)).type_as(self.input.weight))
-        return self.run(x + self._time(t, layout), target, memory)
-
-    def _time(self, t: Tensor, layout: Layout) -> Tensor:
-        if t.size(1) == 1:
-            return layout.spread(self.time(t))
-        return self.time(layout.pack(t.unsqueeze(-1)).squeeze(-1))
+        time = layout.spread(time) if time.size(1) == 1 else layout.pack(time)
+        return self.run(x + time, target, memory)

@@ -1,11 +1,20 @@
 """Token embeddings: the latent space of the diffusion, and position and time features."""
 
 import math
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Kept(NamedTuple):
+    """A ``table`` of the rows of ``weight`` when that had this ``version``."""
+
+    weight: Tensor
+    version: int
+    table: Tensor
 
 
 class LatentEmbedding(nn.Module):
@@ -21,6 +30,8 @@ class LatentEmbedding(nn.Module):
     def __init__(self, vocabulary: int, dim: int):
         super().__init__()
         self.dim = dim
+        self.keeps = False
+        self.kept: Optional[Kept] = None
         self.weight = nn.Parameter(torch.empty(vocabulary, dim))
         nn.init.normal_(self.weight, std=dim**-0.5)  # small: the normalised rows then learn faster
 
@@ -28,8 +39,22 @@ class LatentEmbedding(nn.Module):
         """(..., T) ids to (..., T, D) float32."""
         return self._normalise(F.embedding(tokens, self.weight))
 
+    def make_generation_fast_(self, **options) -> None:
+        """Called by fairseq for a model that is no longer trained: keep the table, on a CPU, where making it takes long."""
+        self.keeps = True
+
     def table(self) -> Tensor:
         """All rows (V, D), in the parameters' precision."""
+        if not self.keeps or torch.is_grad_enabled() or self.weight.device.type != "cpu":
+            return self._table()
+        version = 0 if self.weight.is_inference() else self.weight._version
+        kept = self.kept
+        if kept is None or kept.weight.data_ptr() != self.weight.data_ptr() or kept.version != version:
+            with torch.inference_mode(False), torch.no_grad():
+                self.kept = kept = Kept(self.weight.detach(), version, self._table())
+        return kept.table
+
+    def _table(self) -> Tensor:
         return self._normalise(self.weight).type_as(self.weight)
 
     def _normalise(self, rows: Tensor) -> Tensor:

@@ -21,16 +21,16 @@ class Run:
 
     def __init__(self, mask=MASK, steps=4, sampler=SAMPLER, key=KEY, same_tokens=False, **options):
         self.mask, self.key, self.same_tokens = mask, key, same_tokens
-        self.z, self.times, self.conditions, self.found, self.refined = [], [], [], [], 0
+        self.z, self.unknown, self.conditions, self.found, self.refined = [], [], [], [], 0
         network = Network(self.denoise, self.read, self.embed)
         self.result = mask_predict(network, key, mask, D, steps, sampler, watched=True, **options)
 
-    def denoise(self, z, t, z_bar, rows):
-        self.z.append(z), self.times.append(t), self.conditions.append(z_bar)
+    def denoise(self, z, unknown, z_bar, rows):
+        self.z.append(z), self.unknown.append(unknown), self.conditions.append(z_bar)
         return z + z_bar + 1
 
     def read(self, estimate, rows, where, refine):
-        number, place = 0 if self.same_tokens else len(self.times), torch.arange(self.mask.size(2))
+        number, place = 0 if self.same_tokens else len(self.unknown), torch.arange(self.mask.size(2))
         key = self.key[rows].unsqueeze(-1)
         tokens, log_probs = (uniform(fold(key, "token", number, place)) * V).long(), -uniform(fold(key, "p", place))
         self.found.append((tokens, log_probs))
@@ -45,7 +45,7 @@ class Run:
 @pytest.mark.parametrize("self_conditioning, each", [("previous", 1), ("none", 1), ("recompute", 2)])
 def test_number_of_evaluations(steps, self_conditioning, each):
     run = Run(steps=steps, sampler=replace(SAMPLER, self_conditioning=self_conditioning))
-    assert len(run.times) == steps * each
+    assert len(run.unknown) == steps * each
     assert run.result.steps.tolist() == [steps] * S and len(run.result.history) == steps
 
 
@@ -58,14 +58,13 @@ def test_only_what_is_used_is_refined(self_conditioning, expected):
 
 def test_the_first_step_knows_nothing_and_later_ones_more_and_more():
     run = Run(steps=3)
-    assert [int(t.sum()) for t in run.times] == [S * C * T, S * C * 4, S * C * 2]
-    assert all(set(t.unique().tolist()) <= {0.0, 1.0} for t in run.times)
+    assert [int(t.sum()) for t in run.unknown] == [S * C * T, S * C * 4, S * C * 2]
 
 
 def test_known_tokens_are_the_most_confident_ones_and_stay():
     run = Run(steps=2)
     tokens, log_probs = run.found[0]
-    unknown = run.times[1].bool()
+    unknown = run.unknown[1]
     assert (log_probs.masked_fill(unknown, 0).amin(-1) >= log_probs.masked_fill(~unknown, -9).amax(-1)).all()
     assert torch.equal(run.result.tokens, torch.where(unknown, run.found[1][0], tokens))
     assert torch.equal(run.result.log_probs, torch.where(unknown, run.found[1][1], log_probs))
@@ -73,28 +72,28 @@ def test_known_tokens_are_the_most_confident_ones_and_stay():
 
 def test_known_tokens_enter_clean_and_unknown_ones_as_fresh_noise():
     run = Run(steps=2)
-    unknown = run.times[1].bool()
+    unknown = run.unknown[1]
     clean = TABLE[run.found[0][0]] * TRAINED.alpha(torch.zeros(()))
     assert torch.equal(run.z[1][~unknown], clean[~unknown])
     assert (run.z[1][unknown] != run.z[0][unknown]).all()
     assert run.z[0].std().item() == pytest.approx(TRAINED.sigma(torch.ones(())).item(), rel=0.2)
     cold = Run(steps=2, sampler=replace(SAMPLER, temperature=0.0))
-    assert not cold.z[0].any() and not cold.z[1][cold.times[1].bool()].any()
+    assert not cold.z[0].any() and not cold.z[1][cold.unknown[1]].any()
 
 
 def test_estimates_are_reused_and_known_tokens_are_told_exactly():
     run = Run(steps=3)
     assert not run.conditions[0].any()
     assert torch.equal(run.conditions[1], 2 * (run.z[0] + 1))
-    unknown = run.times[1].bool()
+    unknown = run.unknown[1]
     assert torch.equal(run.conditions[2][unknown], 2 * (run.z[1] + run.conditions[1] + 1)[unknown])
     assert torch.equal(run.conditions[2][~unknown], TABLE[run.result.history[0].tokens][~unknown])
 
 
 def test_recompute_conditions_on_an_estimate_of_the_same_state():
     run = Run(steps=2, sampler=replace(SAMPLER, self_conditioning="recompute"))
-    unknown = run.times[2].bool()
-    assert torch.equal(run.times[2], run.times[3]) and not run.conditions[2].any()
+    unknown = run.unknown[2]
+    assert torch.equal(run.unknown[2], run.unknown[3]) and not run.conditions[2].any()
     assert torch.equal(run.conditions[3][unknown], 2 * (run.z[2] + 1)[unknown])
     none = Run(steps=3, sampler=replace(SAMPLER, self_conditioning="none"))
     assert not any(condition.any() for condition in none.conditions)
@@ -119,7 +118,7 @@ def test_repetitions_are_unknown_first_however_certain():
             _, log_probs, refined = super().read(estimate, rows, where, refine)
             return torch.tensor([1, 1, 2, 3, 3, 4]).expand_as(log_probs), log_probs / 9, refined
 
-    unknown = Stammering(steps=2).times[1].bool()
+    unknown = Stammering(steps=2).unknown[1]
     assert (unknown[..., 0] | unknown[..., 1]).all() and (unknown[..., 3] | unknown[..., 4]).all()
     assert (unknown.sum(-1) == 3).all()
 
@@ -139,7 +138,7 @@ def test_sentences_do_not_depend_on_each_other():
 
 def test_early_exit_skips_looking_again_at_what_no_longer_changes():
     run = Run(steps=12, same_tokens=True, early_exit=True)
-    assert [int(t.sum()) // (S * C) for t in run.times] == [6, 5, 4, 3, 2, 1]
+    assert [int(t.sum()) // (S * C) for t in run.unknown] == [6, 5, 4, 3, 2, 1]
     assert run.result.steps.tolist() == [6] * S and len(run.result.history) == 12
     assert torch.equal(run.result.tokens, Run(steps=12, same_tokens=True).result.tokens)
 
@@ -147,7 +146,7 @@ def test_early_exit_skips_looking_again_at_what_no_longer_changes():
 def test_early_exit_skips_a_twentieth_of_the_steps_after_one_without_a_change():
     def looked_at(steps):
         run = Run(torch.ones(1, 1, 20, dtype=torch.bool), steps, key=KEY[:1, :1], same_tokens=True, early_exit=True)
-        return [int(t.sum()) for t in run.times]
+        return [int(t.sum()) for t in run.unknown]
 
     assert looked_at(10) == [20, 18, 16, 14, 12, 10, 8, 6, 4, 2]
     assert looked_at(20) == [20, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1]
