@@ -566,6 +566,17 @@ def test_generating_leaves_training_mode():
     assert not net.training and words(built.generate([net], batch(SOURCES))) == first
 
 
+@pytest.mark.parametrize("solver", ["mask_predict", "ddim"])
+def test_hypotheses_can_be_written_to_and_the_model_trained_on(solver):
+    """Decoding is in inference mode, whose tensors can be neither written to nor differentiated elsewhere."""
+    net = model()
+    for (best,) in generate(SOURCES, net, decoding_solver=solver):
+        best["positional_scores"].div_(2), best["tokens"].add_(1), best["score"].mul_(2)
+    source = net.encode(batch(SOURCES)["net_input"]["src_tokens"])
+    (source.length_logits.sum() + net.table()[:9].pow(3).sum()).backward()
+    assert net.embedding.weight.grad.any() and net.length.output.weight.grad.any()
+
+
 def test_rounding_takes_the_nearest_word_and_the_softmax_without_special_tokens():
     built = generator()
     estimate = torch.randn(2, 3, 5, 16, generator=torch.Generator().manual_seed(6))

@@ -243,6 +243,33 @@ def test_latent_embedding_is_normalised_and_the_largest_logit_is_the_nearest_tok
     assert torch.equal(nearest_token(rows, embedding.table()), torch.arange(50))
 
 
+def converted(embedding):
+    embedding.half().float()  # rounds the weights
+
+
+def loaded(embedding):
+    embedding.load_state_dict({"weight": torch.randn(30, 8)})
+
+
+def written(embedding):
+    embedding.weight.mul_(torch.rand(30, 8))
+
+
+@pytest.mark.parametrize("change", [converted, loaded, written])
+@torch.no_grad()
+def test_the_table_is_kept_for_inference_until_the_weights_change(change):
+    embedding = LatentEmbedding(30, 8)
+    assert embedding.table() is not embedding.table()
+    embedding.make_generation_fast_(name="embedding")
+    with torch.inference_mode():
+        kept = embedding.table()
+    assert embedding.table() is kept and torch.equal(kept, embedding(torch.arange(30))) and not kept.is_inference()
+    change(embedding)
+    assert torch.equal(embedding.table(), embedding(torch.arange(30))) and not torch.equal(embedding.table(), kept)
+    with torch.enable_grad():
+        assert embedding.table().requires_grad
+
+
 def test_expected_embedding_is_the_posterior_mean():
     """Logits alpha/sigma^2 z are the exact posterior of a row under Gaussian noise, since rows have equal norms."""
     torch.manual_seed(0)

@@ -31,7 +31,7 @@ JUMPS: Dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"cumulative": cu
 
 def log_probability(logits: Tensor, ids: Tensor) -> Tensor:
     """log p of one id at each position, (N,)."""
-    return logits.gather(1, ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
+    return logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1)
 
 
 def draw(weights: Tensor, u: Tensor) -> Tensor:

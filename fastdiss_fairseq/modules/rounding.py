@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..compat import no_autocast
 
 #: Positions whose logits are computed at a time: they should fit a CPU's cache, or a part of a GPU's memory.
-AT_ONCE = {"cpu": 256, "cuda": 8192}
+AT_ONCE = {"cpu": 64, "cuda": 8192}
 
 
 def in_pieces(positions: Tensor):
@@ -120,19 +120,17 @@ def bar(size: int, never: Sequence[int], **kind) -> Tensor:
 
 def read_piece(states: Tensor, vocabulary: Vocabulary, mean: bool) -> Reading:
     """:func:`read` at few positions."""
-    table = vocabulary.table
+    table, barred = vocabulary.table, _logits(states, vocabulary.barred)
     logits = torch.addmm(vocabulary.bar, states, table.T).float()
-    barred = _logits(states, vocabulary.barred)
     best, tokens = largest(logits)
-    top = torch.minimum(torch.maximum(best, barred.amax(-1)), best + 80)  # e^-80 is still a float32
-    weights = logits.sub_(top[:, None]).exp_()
-    total = weights.sum(-1)
+    weights = logits.softmax(-1)
+    log_probs = weights.gather(1, tokens[:, None]).squeeze(1).log()
     rows = None
     if mean:
-        others = (barred - top[:, None]).clamp(max=0).exp()
+        others = (barred - (best - log_probs)[:, None]).clamp(max=80).exp()  # e^80 is still a float32
         rows = (weights.type_as(table) @ table).float() + others @ vocabulary.barred.float()
-        rows = rows / (total + others.sum(-1))[:, None]
-    return Reading(tokens, best - top - total.log(), rows)
+        rows = rows / (1 + others.sum(-1, keepdim=True))
+    return Reading(tokens, log_probs, rows)
 
 
 def mean_rows(states: Tensor, table: Tensor) -> Tensor:
@@ -142,8 +140,7 @@ def mean_rows(states: Tensor, table: Tensor) -> Tensor:
 
 
 def _mean_rows(logits, table):
-    weights = (logits - logits.amax(-1, keepdim=True)).exp_()
-    return (weights.type_as(table) @ table).float() / weights.sum(-1, keepdim=True)
+    return (logits.softmax(-1).type_as(table) @ table).float()
 
 
 def _logits(states: Tensor, table: Tensor) -> Tensor:
@@ -153,18 +150,17 @@ def _logits(states: Tensor, table: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, table, target, smoothing):
-        losses, normalisers, correct = [], [], []
+        losses, correct = [], []
         for piece, wanted in zip(in_pieces(states), in_pieces(target)):
             logits = _logits(piece, table)
-            normaliser = logits.logsumexp(-1)
-            aim = (1 - smoothing) * logits.gather(1, wanted[:, None]).squeeze(1)
+            log_probs = logits.log_softmax(-1)
+            aim = (1 - smoothing) * log_probs.gather(1, wanted[:, None]).squeeze(1)
             if smoothing:
-                aim = aim + smoothing * logits.mean(-1)
-            losses.append(normaliser - aim)
-            normalisers.append(normaliser)
+                aim = aim + smoothing * log_probs.mean(-1)
+            losses.append(-aim)
             correct.append(largest(logits)[1] == wanted)
         correct = torch.cat(correct)
-        ctx.save_for_backward(states, table, target, torch.cat(normalisers))
+        ctx.save_for_backward(states, table, target)
         ctx.smoothing = smoothing
         ctx.mark_non_differentiable(correct)
         return torch.cat(losses), correct
@@ -172,10 +168,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, of_losses, _):
-        states, table, target, normalisers = ctx.saved_tensors
+        states, table, target = ctx.saved_tensors
         of_states, of_table = [], torch.zeros_like(table, dtype=torch.float)
-        for piece, wanted, normaliser, weight in zip(*map(in_pieces, (states, target, normalisers, of_losses))):
-            change = _logits(piece, table).sub_(normaliser[:, None]).exp_()
+        for piece, wanted, weight in zip(*map(in_pieces, (states, target, of_losses))):
+            change = _logits(piece, table).softmax(-1)
             if ctx.smoothing:
                 change -= ctx.smoothing / len(table)
             change.scatter_add_(1, wanted[:, None], change.new_full((len(wanted), 1), ctx.smoothing - 1))
