@@ -12,6 +12,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
 import torch
 
 from fairseq import checkpoint_utils, utils
+from fairseq.dataclass.configs import FairseqConfig
 
 from .bundle import Bundle, opened
 from .errors import FastDiSSError
@@ -41,7 +42,9 @@ class FastDiSS:
     """
 
     def __init__(self, models: Sequence[torch.nn.Module], task, tokenizer=None, bpe=None):
-        self.models, self.task, self.tokenizer, self.bpe = [model.eval() for model in models], task, tokenizer, bpe
+        self.models, self.task, self.tokenizer, self.bpe = models, task, tokenizer, bpe
+        for model in models:
+            model.eval()
 
     @classmethod
     def from_pretrained(
@@ -88,6 +91,8 @@ class FastDiSS:
             models = [model.float().to(device) for model in models]
         except (RuntimeError, NotImplementedError) as error:
             raise FastDiSSError(f"device {device} cannot be used here: {error}") from error
+        for model in models:
+            model.prepare_for_inference_(FairseqConfig())
         return cls(models, task, *bundle.text_codecs())
 
     def translate(self, sentences: Iterable[str], steps: int = 5, **options) -> List[str]:

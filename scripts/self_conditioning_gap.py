@@ -82,7 +82,7 @@ class Looks:
         """(B, T, D) answers of the network at a point of the trajectory."""
         t, z = point
         z_bar = torch.zeros_like(z) if z_bar is None else z_bar
-        return self.model.denoise(z, self.model.told(t), z_bar, self.shared, self.source.memory)
+        return self.model.denoise(z, self.model.time_inputs(t), z_bar, self.shared, self.source.memory)
 
     def refined(self, answer):
         return self.model.refine(answer, self.real, self.how).to(self.z_0.dtype)

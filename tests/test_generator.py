@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
 from helpers import MINIATURE, batch, flow_model, model, model_config, sentences, task
 
 from fastdiss_fairseq.diffusion.sampling import DECODING_SOLVERS
@@ -564,6 +565,27 @@ def test_generating_leaves_training_mode():
     built = generator(net)
     first = words(built.generate([net], batch(SOURCES)))
     assert not net.training and words(built.generate([net], batch(SOURCES))) == first
+
+
+@pytest.mark.skipif(not hasattr(TorchDispatchMode, "__enter__"), reason="needs a torch that shows its operators")
+def test_autocast_casts_weights_once_a_batch():
+    net = model(autocast="bf16")
+    weights = {p.data_ptr() for p in net.parameters()}
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            self.count += operator is torch.ops.aten._to_copy.default and args[0].data_ptr() in weights
+            return operator(*args, **(kwargs or {}))
+
+    def casts(steps):
+        built = generator(net, decoding_steps=steps)
+        with Casts() as counted:
+            built.generate([net], batch(SOURCES))
+        return counted.count
+
+    assert 0 < casts(2) == casts(6)
 
 
 @pytest.mark.parametrize("solver", ["mask_predict", "ddim"])

@@ -358,7 +358,7 @@ def test_the_network_sees_scaled_inputs(per_token, monkeypatch):
     for time in (0.0, 0.3, 1.0):
         t = torch.full((300, 8 if per_token else 1), time)
         z = net.process.diffuse(z_0, t, noise)
-        net.denoise(z, net.told(t), torch.zeros_like(z_0), None, None)
+        net.denoise(z, net.time_inputs(t), torch.zeros_like(z_0), None, None)
         assert torch.allclose(seen[-1], z * net.process.input_scale(torch.tensor(time)))
 
 

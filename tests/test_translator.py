@@ -26,6 +26,13 @@ def test_translates_raw_text(model):
     assert "woman" in third
 
 
+def test_the_table_of_embeddings_is_made_once(model):
+    model.translate(SENTENCES, steps=1)
+    kept = model.models[0].embedding.kept.table
+    model.translate(SENTENCES[:1], steps=2)
+    assert model.models[0].embedding.kept.table is kept
+
+
 def test_the_batch_does_not_matter(model):
     together = model.decode(SENTENCES, steps=3, length_beam=2, noise_beam=2)
     assert model.decode(SENTENCES[::-1], steps=3, batch_size=1, length_beam=2, noise_beam=2)[::-1] == [

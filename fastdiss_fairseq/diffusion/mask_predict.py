@@ -76,14 +76,16 @@ class Sentences(NamedTuple):
         confidence = self.log_probs.masked_fill(repeated(self.tokens, self.log_probs), -float("inf"))
         return least_confident(confidence, self.mask, steps - index, steps)
 
-    def predicted(self, network: Network, z: Tensor, known: Tensor, rows: Tensor, how: str, index: int, is_last: bool):
-        """The same after step ``index``, which looks at z (S, C, T, D) with the ``known`` tokens in it.
+    def predicted(self, network: Network, noise: Tensor, scales, rows: Tensor, how: str, index: int, is_last: bool):
+        """The same after step ``index``.
 
         Args:
+            noise: (S, C, T, D), in the places of unknown tokens; ``scales`` of what is known and of the noise.
             rows: the sentences' numbers.
             how: of :data:`.sampling.SELF_CONDITIONING`.
         """
-        where = self.unknown.unsqueeze(-1)
+        known, where = network.embed(self.tokens), self.unknown.unsqueeze(-1)
+        z = torch.where(where, noise * scales[1], known * scales[0])
 
         def look(condition, refine):
             estimate = network.denoise(z, self.unknown, condition, rows)
@@ -129,7 +131,7 @@ def mask_predict(
     found, history = Sentences.of(mask, dim), []
     rows = torch.arange(len(mask), device=mask.device)
     alpha, sigma = sampler.trained.scales(torch.tensor([0.0, 1.0]))
-    signal, spread = alpha[0], sigma[1] * sampler.temperature
+    scales = alpha[0], sigma[1] * sampler.temperature
     for index, noise in enumerate(noise_of_steps(key, steps, mask.size(2), dim)):
         if index:
             doubtful = found.doubtful(index, steps)
@@ -139,10 +141,8 @@ def mask_predict(
             found = found._replace(unknown=doubtful)
         if len(rows):
             some, noise = found.select(rows), noise if len(rows) == len(mask) else noise[rows]
-            known = network.embed(some.tokens)
-            z = torch.where(some.unknown.unsqueeze(-1), noise * spread, known * signal)
-            now = some.predicted(network, z, known, rows, sampler.self_conditioning, index, index + 1 == steps)
-            found = found.update(rows, now)
+            how, is_last = sampler.self_conditioning, index + 1 == steps
+            found = found.update(rows, some.predicted(network, noise, scales, rows, how, index, is_last))
         if watched:
             history.append(Read(found.tokens, found.log_probs, rows))
     return Decoded(found.tokens, found.log_probs, found.taken, history)

@@ -30,4 +30,4 @@ def teacher_kl(teacher: Tensor, student: Tensor) -> Tensor:
     difference = torch.where(possible, wanted, torch.zeros_like(wanted)) - torch.where(
         possible, found, torch.zeros_like(found)
     )
-    return (wanted.exp() * difference).sum(-1)
+    return (teacher.softmax(-1) * difference).sum(-1)

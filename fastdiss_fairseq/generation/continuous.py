@@ -23,22 +23,25 @@ def decode(
 
 
 def _denoiser(model: FastDiSSModel, memory: Memory, mask: Tensor):
-    """``(z, told, z_bar, rows) -> estimate``, (S', C, T, D), for the sentences ``rows`` (S',)."""
+    """``(z, times, z_bar, rows) -> estimate``, (S', C, T, D), for the sentences ``rows`` (S',); ``times``: a
+    :class:`TimeInputs` of (1, 1) or (S' C, T)."""
     whole = model.denoiser.target(mask.flatten(0, 1))
     numbers = torch.arange(mask[..., 0].numel(), device=mask.device).view(mask.shape[:2])
 
-    def denoise(z, told, z_bar, rows):
+    def denoise(z, times, z_bar, rows):
         its_memory, target = memory, whole
         if len(rows) < len(mask):
             its_memory, target = memory.select(rows), whole.select(numbers[rows].flatten())
-        return model.denoise(z.flatten(0, 1), told, z_bar.flatten(0, 1), target, its_memory).view(z.shape)
+        return model.denoise(z.flatten(0, 1), times, z_bar.flatten(0, 1), target, its_memory).view(z.shape)
 
     return denoise
 
 
 def _by_confidence(model, denoise, key, mask, decoding, special) -> Decoded:
     vocabulary, last, dim = Vocabulary.of(model.table(), special), last_positions(mask), model.embedding.dim
-    both = model.told(torch.arange(2, dtype=torch.float, device=mask.device))  # of what is known, and of what is not
+    both = model.time_inputs(
+        torch.arange(2, dtype=torch.float, device=mask.device)
+    )  # of what is known, and of what is not
 
     def denoise_at(z, unknown, z_bar, rows):
         return denoise(z, both.at(unknown.flatten(0, 1).long()), z_bar, rows)
@@ -58,7 +61,7 @@ def _by_solver(model, denoise, key, mask, decoding, special) -> Decoded:
     rows, real, last = torch.arange(len(mask), device=mask.device), Places.of(mask), last_positions(mask)
 
     def denoise_at(z, t, z_bar, rows):
-        return denoise(z, model.told(z.new_full((1, 1), float(t))), z_bar, rows)
+        return denoise(z, model.time_inputs(z.new_full((1, 1), float(t))), z_bar, rows)
 
     def read_all(estimate, rows, how="direct"):
         there = real if len(rows) == len(mask) else Places.of(mask[rows])

@@ -54,22 +54,27 @@ class Stages:
         self.model, self.decoding, self.special = model, decoding, special
         self.family = next(decode for kind, decode in DECODERS.items() if isinstance(model, kind))
 
-    @torch.inference_mode()
     def __call__(self, src_tokens: Tensor) -> Candidates:
-        """All candidates of a batch of sources (S, L).  Where batches are recorded, threads take turns with all: kept
-        casts are those of all threads."""
+        """All candidates of a batch of sources (S, L), as inference tensors.  Where batches are recorded, threads take
+        turns with all: kept casts are those of all threads."""
         graphs = self.model.graphs
-        with kept_casts(), contextlib.nullcontext() if graphs is None else graphs.lock:
+        with self._without_gradients(), kept_casts(), contextlib.nullcontext() if graphs is None else graphs.lock:
             if graphs is not None and self._can_be_recorded(src_tokens):
                 return self._replayed(graphs, src_tokens)
             begun = self.begin(src_tokens)
             mask = upto(begun.lengths, int(begun.lengths.max()))
             return Candidates.of(self._in_pieces(begun, mask), mask, begun.length_log_probs)
 
+    def _without_gradients(self):
+        """Inference mode, in which torch does less for each operation; not where it keeps no casts of weights, nor where
+        it compiles, which older torch could not do there."""
+        model = self.model
+        return torch.no_grad() if model.autocasts or model.compiled else torch.inference_mode()
+
     def begin(self, src_tokens: Tensor) -> Begun:
         """The first stage."""
         model, decoding = self.model, self.decoding
-        source, longest = model.encode(src_tokens), model.limits[1]
+        source, longest = model.encode(src_tokens), model.max_positions()[1]
         lengths, log_probs = model.length.top(source.length_logits, source.lengths, decoding.length_beam, longest)
         lengths = (lengths * decoding.length_factor).round().long().clamp(1, longest)
         seeds = torch.arange(decoding.noise_beam, device=lengths.device)

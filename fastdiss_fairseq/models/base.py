@@ -50,8 +50,10 @@ class FewStepModel(BaseFairseqModel):
         self.cfg, self.padding_idx = cfg, target_dictionary.pad()
         self.num_updates = 0
         # what decoding reads often, where omegaconf takes long
-        self.autocasts, self.limits = str(cfg.autocast) == "bf16", (cfg.max_source_positions, cfg.max_target_positions)
+        self.autocasts = str(cfg.autocast) == "bf16"
+        self._max_positions = cfg.max_source_positions, cfg.max_target_positions
         self.runtime: Optional[OnnxRuntime] = None  # evaluates the networks in the place of torch
+        self.compiled = False
         self.changed_by: FrozenSet[str] = frozenset()  # the options that changed it for decoding
         self.graphs: Optional[Graphs] = None  # recordings of how it decodes, on a GPU
         checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
@@ -141,7 +143,7 @@ class FewStepModel(BaseFairseqModel):
         self.num_updates = num_updates
 
     def max_positions(self):
-        return self.limits
+        return self._max_positions
 
     def precision(self, device: torch.device):
         """The context the networks run in: bfloat16 autocast where the options ask for it."""
@@ -160,6 +162,7 @@ class FewStepModel(BaseFairseqModel):
     def compile_step(self) -> None:
         """Have the network on the target compiled when it is first called, for decoding."""
         compile_calls(self.denoiser)
+        self.compiled = True
 
     def use_cuda_graphs(self) -> None:
         """Have decoding recorded, and replayed, from now on.
@@ -179,8 +182,9 @@ class FewStepModel(BaseFairseqModel):
 
     def encode(self, src_tokens: Tensor) -> Source:
         """Encode (B, S) ids; sources longer than the model's positions are cut."""
-        if src_tokens.size(1) > self.limits[0]:
-            src_tokens = cut(pad_right(src_tokens, self.padding_idx), self.limits[0])
+        limit = self._max_positions[0]
+        if src_tokens.size(1) > limit:
+            src_tokens = cut(pad_right(src_tokens, self.padding_idx), limit)
         mask = src_tokens.ne(self.padding_idx)
         if self.runtime is not None:
             logits, memory = self.runtime.encode(src_tokens)

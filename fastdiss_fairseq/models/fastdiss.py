@@ -36,15 +36,15 @@ class TrainingOutput(NamedTuple):
     length_loss: Tensor
 
 
-class Told(NamedTuple):
-    """What the network is told of times: the ``scale`` (..., 1) of z and the ``features`` (..., d)."""
+class TimeInputs(NamedTuple):
+    """What an evaluation needs of times (...): the ``input_scale`` (..., 1) of z and their ``features`` (..., d)."""
 
-    scale: Tensor
+    input_scale: Tensor
     features: Tensor
 
-    def at(self, index: Tensor) -> "Told":
-        """Those of times that are numbered by an index of any shape."""
-        return Told(self.scale[index], self.features[index])
+    def at(self, index: Tensor) -> "TimeInputs":
+        """Of times (n,), those that an index of any shape says."""
+        return TimeInputs(self.input_scale[index], self.features[index])
 
 
 class FastDiSSModel(FewStepModel):
@@ -67,19 +67,19 @@ class FastDiSSModel(FewStepModel):
     def build_denoiser(self, layer: LayerConfig, positions: Positions) -> Denoiser:
         return Denoiser(layer, self.cfg.decoder_layers, self.cfg.latent_dim, positions)
 
-    def told(self, t: Tensor) -> Told:
+    def time_inputs(self, t: Tensor) -> TimeInputs:
         """What :meth:`denoise` needs of times t in [0, 1], of any shape."""
         with self.precision(t.device):
-            return Told(self.process.input_scale(t).unsqueeze(-1), self.denoiser.time(t))
+            return TimeInputs(self.process.input_scale(t).unsqueeze(-1), self.denoiser.time(t))
 
-    def denoise(self, z: Tensor, told: Told, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
+    def denoise(self, z: Tensor, times: TimeInputs, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """One network evaluation; shapes as in :class:`Denoiser`, z at its natural scale, times (B, 1), (B, T) or
         (1, 1)."""
-        z = z * told.scale
+        z = z * times.input_scale
         if self.runtime is not None:
-            return self.runtime.denoise(z, told.features, z_bar, target, memory)
+            return self.runtime.denoise(z, times.features, z_bar, target, memory)
         with self.precision(z.device):
-            return self.denoiser(z, told.features, z_bar, target, memory)
+            return self.denoiser(z, times.features, z_bar, target, memory)
 
     def use_onnx(self, never: Sequence[int]) -> None:
         """Evaluate the networks with ONNX Runtime from now on, for decoding on a CPU; ``never``: ids that are not read."""
@@ -120,8 +120,8 @@ class FastDiSSModel(FewStepModel):
         def denoise(z, t, z_bar, rows):
             casts_for_gradients()
             if rows is None:
-                return self.denoise(z, self.told(t), z_bar, shared, source.memory)
-            return self.denoise(z, self.told(t), z_bar, shared.select(rows), source.memory.select(rows))
+                return self.denoise(z, self.time_inputs(t), z_bar, shared, source.memory)
+            return self.denoise(z, self.time_inputs(t), z_bar, shared.select(rows), source.memory.select(rows))
 
         def is_correct(estimate):
             found = nearest_token(*self.rounded(looked_at.take(estimate)))

@@ -79,9 +79,9 @@ class Denoise(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(self, z, time, z_bar, mask, index, places, positions, source_mask, *keys_values):
+    def forward(self, z, time_features, z_bar, mask, index, places, positions, source_mask, *keys_values):
         target = Target(Layout(mask, index, places), positions)
-        return (self.denoiser(z, time, z_bar, target, Memory.of(source_mask, *keys_values)),)
+        return (self.denoiser(z, time_features, z_bar, target, Memory.of(source_mask, *keys_values)),)
 
 
 class Read(nn.Module):
@@ -122,11 +122,11 @@ class OnnxRuntime:
         with torch.no_grad():
             source = model.encode(tokens)
             mask = torch.arange(5) < torch.tensor([[5], [4], [3], [2]])
-            target = model.denoiser.target(mask)
+            target, time_features = model.denoiser.target(mask), model.denoiser.time(mask.float())
         z, z_bar = torch.randn(2, *mask.shape, model.cfg.latent_dim)
         fixed = {
             "z": (z, "BT."),
-            "time": (model.denoiser.time(mask.float()), "BT."),
+            "time_features": (time_features, "BT."),
             "z_bar": (z_bar, "BT."),
             "mask": (mask, "BT"),
             "index": (target.layout.index, "N"),
@@ -142,14 +142,14 @@ class OnnxRuntime:
         logits, *parts = self.encoder(tokens)
         return logits, Memory.of(tokens.ne(self.padding), *parts)
 
-    def denoise(self, z: Tensor, time: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
+    def denoise(self, z: Tensor, time_features: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """As the denoiser."""
         (mask, index, places), positions = target
         if index is None:
             index = places = torch.arange(mask.numel())
             positions = positions.flatten(0, 1)
-        time = time.expand(*mask.shape, -1)
-        return self.denoiser(z, time, z_bar, mask, index, places, positions, *memory.flat())[0]
+        time_features = time_features.expand(*mask.shape, -1)
+        return self.denoiser(z, time_features, z_bar, mask, index, places, positions, *memory.flat())[0]
 
     def read(self, states: Tensor, mean: bool) -> Reading:
         """:func:`~..modules.rounding.read` with the model's table."""

@@ -15,12 +15,12 @@ class Denoiser(TargetNetwork):
     def __init__(self, cfg: LayerConfig, layers: int, latent_dim: int, positions: Positions):
         super().__init__(cfg, layers, 2 * latent_dim, latent_dim, positions)
 
-    def forward(self, z: Tensor, time: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
+    def forward(self, z: Tensor, time_features: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """Estimate z_0.
 
         Args:
             z: (B, T, D), scaled by :meth:`Process.input_scale`.
-            time: features of times, (B, 1, d), (B, T, d) or (1, 1, d); ``self.time`` makes them.
+            time_features: (B, 1, d), (B, T, d) or (1, 1, d), as ``self.time`` makes them.
             z_bar: (B, T, D) self-conditioning estimate, zero where there is none.
             target: of B targets.
             memory: as in :meth:`TargetNetwork.run`.
@@ -29,5 +29,5 @@ class Denoiser(TargetNetwork):
         """
         layout = target.layout
         x = self.input(layout.pack(torch.cat((z, z_bar), dim=-1)).type_as(self.input.weight))
-        time = layout.spread(time) if time.size(1) == 1 else layout.pack(time)
-        return self.run(x + time, target, memory)
+        lay_out = layout.spread if time_features.size(1) == 1 else layout.pack
+        return self.run(x + lay_out(time_features), target, memory)

@@ -30,7 +30,7 @@ class LatentEmbedding(nn.Module):
     def __init__(self, vocabulary: int, dim: int):
         super().__init__()
         self.dim = dim
-        self.keeps = False
+        self.generation_fast = False
         self.kept: Optional[Kept] = None
         self.weight = nn.Parameter(torch.empty(vocabulary, dim))
         nn.init.normal_(self.weight, std=dim**-0.5)  # small: the normalised rows then learn faster
@@ -41,17 +41,18 @@ class LatentEmbedding(nn.Module):
 
     def make_generation_fast_(self, **options) -> None:
         """Called by fairseq for a model that is no longer trained: keep the table, on a CPU, where making it takes long."""
-        self.keeps = True
+        self.generation_fast = True
 
     def table(self) -> Tensor:
-        """All rows (V, D), in the parameters' precision."""
-        if not self.keeps or torch.is_grad_enabled() or self.weight.device.type != "cpu":
+        """All rows (V, D), in the parameters' precision; not to be written to, since they may be kept until the weights
+        are moved, converted, loaded or written to (by what torch counts: not through ``weight.data``)."""
+        weight, kept = self.weight, self.kept
+        if not self.generation_fast or torch.is_grad_enabled() or weight.device.type != "cpu" or weight.is_inference():
+            self.kept = None
             return self._table()
-        version = 0 if self.weight.is_inference() else self.weight._version
-        kept = self.kept
-        if kept is None or kept.weight.data_ptr() != self.weight.data_ptr() or kept.version != version:
+        if kept is None or kept.weight.data_ptr() != weight.data_ptr() or kept.version != weight._version:
             with torch.inference_mode(False), torch.no_grad():
-                self.kept = kept = Kept(self.weight.detach(), version, self._table())
+                self.kept = kept = Kept(weight.detach(), weight._version, self._table())
         return kept.table
 
     def _table(self) -> Tensor:

@@ -49,13 +49,13 @@ class ReferenceDenoiser(nn.Module):
     def target(self, mask: Tensor) -> Target:
         return Target(Layout(mask), mask)
 
-    def forward(self, z: Tensor, time: Tensor, z_bar: Tensor, target: Target, memory: States) -> Tensor:
+    def forward(self, z: Tensor, time_features: Tensor, z_bar: Tensor, target: Target, memory: States) -> Tensor:
         """As :meth:`Denoiser.forward`."""
         mask, copies = target.layout.mask, len(z) // len(memory.mask)
         states = memory.states.repeat_interleave(copies, dim=0).transpose(0, 1)
         padding = ~memory.mask.repeat_interleave(copies, dim=0)
         x = self.input(torch.cat((z, z_bar), dim=-1))
-        x = (x + time + self.positions(mask)).transpose(0, 1)
+        x = (x + time_features + self.positions(mask)).transpose(0, 1)
         for layer in self.layers:
             x = layer(x, states, padding, self_attn_padding_mask=~mask)[0]
         return self.output(self.norm(x.transpose(0, 1))).float()

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..compat import no_autocast
 
 #: Positions whose logits are computed at a time: they should fit a CPU's cache, or a part of a GPU's memory.
-AT_ONCE = {"cpu": 64, "cuda": 8192}
+AT_ONCE = {"cpu": 64, "cuda": 4096}
 
 
 def in_pieces(positions: Tensor):
@@ -120,13 +120,14 @@ def bar(size: int, never: Sequence[int], **kind) -> Tensor:
 
 def read_piece(states: Tensor, vocabulary: Vocabulary, mean: bool) -> Reading:
     """:func:`read` at few positions."""
-    table, barred = vocabulary.table, _logits(states, vocabulary.barred)
+    table = vocabulary.table
     logits = torch.addmm(vocabulary.bar, states, table.T).float()
     best, tokens = largest(logits)
     weights = logits.softmax(-1)
     log_probs = weights.gather(1, tokens[:, None]).squeeze(1).log()
     rows = None
     if mean:
+        barred = _logits(states, vocabulary.barred)
         others = (barred - (best - log_probs)[:, None]).clamp(max=80).exp()  # e^80 is still a float32
         rows = (weights.type_as(table) @ table).float() + others @ vocabulary.barred.float()
         rows = rows / (1 + others.sum(-1, keepdim=True))

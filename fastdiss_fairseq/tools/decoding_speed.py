@@ -240,8 +240,8 @@ def inputs_of(model, nets: dict, batch: dict) -> dict:
 @torch.no_grad()
 def evaluate(net, path: str, inputs: dict):
     """One evaluation."""
-    told = net.told(torch.full((1, 1), 0.5, device=inputs["z"].device))
-    return net.denoise(inputs["z"], told, inputs["z_bar"], *inputs["constant"][path])
+    times = net.time_inputs(torch.full((1, 1), 0.5, device=inputs["z"].device))
+    return net.denoise(inputs["z"], times, inputs["z_bar"], *inputs["constant"][path])
 
 
 def recorded(run: Callable[[dict], Tensor]) -> Callable[[dict], object]:

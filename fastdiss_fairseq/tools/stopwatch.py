@@ -19,12 +19,14 @@ DECODING: Parts = {
     "encoder and memory": (FewStepModel, "encode"),
     "embedding table": (FastDiSSModel, "table"),
     "noise": (mask_predict, "gaussian"),
+    "times": (FastDiSSModel, "time_inputs"),
     "denoiser": (FastDiSSModel, "denoise"),
     "vocabulary": (continuous, "read"),
 }
 TRAINING: Parts = {
     "encoder and memory": (FewStepModel, "encode"),
     "shared positions": (TargetNetwork, "target"),
+    "times": (FastDiSSModel, "time_inputs"),
     "denoiser": (FastDiSSModel, "denoise"),
     "expected embeddings": (FastDiSSModel, "refine"),
     "correct tokens (MANS)": (fastdiss, "nearest_token"),
