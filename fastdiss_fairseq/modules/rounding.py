@@ -4,7 +4,7 @@ Logits of all positions of a batch are its largest tensor by far (B T V); nothin
 """
 
 from functools import partial
-from typing import Callable, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -15,19 +15,23 @@ from ..compat import no_autocast
 
 #: Positions whose logits are computed at a time: they should fit a CPU's cache, or a part of a GPU's memory.
 AT_ONCE = {"cpu": 64, "cuda": 4096}
+#: The same of pieces that autograd computes anew, which takes the host a while for each.
+AT_ONCE_ANEW = {"cpu": 256, "cuda": 4096}
 
 
-def in_pieces(positions: Tensor):
-    """(N, ...) in pieces of :data:`AT_ONCE`."""
-    return positions.split(AT_ONCE.get(positions.device.type, 4096))
+def in_pieces(positions: Tensor, sizes: Dict[str, int] = AT_ONCE):
+    """(N, ...) in pieces of the size for their device."""
+    return positions.split(sizes.get(positions.device.type, 4096))
 
 
 def by_pieces(function: Callable[..., Tuple[Tensor, ...]], *positions: Tensor) -> Tuple[Tensor, ...]:
     """The results (N, ...) of ``function`` on pieces of tensors (N, ...), joined.  What it computes on the way, such
     as logits, is not kept for the backward pass but computed anew there."""
-    keep = not torch.is_grad_enabled()
-    run = function if keep else partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
-    return tuple(map(torch.cat, zip(*(run(*piece) for piece in zip(*map(in_pieces, positions))))))
+    run, sizes = function, AT_ONCE
+    if torch.is_grad_enabled():
+        run, sizes = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False), AT_ONCE_ANEW
+    pieces = zip(*(in_pieces(x, sizes) for x in positions))
+    return tuple(map(torch.cat, zip(*(run(*piece) for piece in pieces))))
 
 
 class Rounding(NamedTuple):
