@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/recipe.sh"
 [[ $# -ge 2 ]] || usage
 data=$1 generated=$2
 shift 2
-recipe=${RECIPE:-$(setting "$data" recipe)}
+recipe=$(recipe_of "$data")
 languages "$data"
 raw=$data/raw/${SUBSET:-test}
 

@@ -16,7 +16,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/recipe.sh"
 [[ $# -ge 2 ]] || usage
 data=$1 output=$2
 shift 2
-recipe=${RECIPE:-$(setting "$data" recipe)}
+recipe=$(recipe_of "$data")
 languages "$data"
 [[ -f $root/examples/config/recipe/${recipe##*/}.yaml ]] || die "there is no examples/config/recipe/${recipe##*/}.yaml"
 mkdir -p "$output"

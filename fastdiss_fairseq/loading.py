@@ -17,6 +17,7 @@ def weights_of(path) -> Path:
         FastDiSSError: there is none.
     """
     weights = Bundle(path).weights if Bundle.is_at(path) else Path(path)
+    _refuse_archive(weights)
     if not weights.is_file():
         raise FastDiSSError(f"no checkpoint {weights}")
     return weights
@@ -28,9 +29,15 @@ def data_folder(path) -> Path:
     Raises:
         FastDiSSError: there is none.
     """
+    _refuse_archive(Path(path))
     if not Path(path).is_dir():
         raise FastDiSSError(f"no data folder {path}: make it with fairseq-preprocess")
     return Path(path)
+
+
+def _refuse_archive(path: Path) -> None:
+    if path.is_file() and path.suffix == ".zip":
+        raise FastDiSSError(f"{path} is a zip archive: unpack it first")
 
 
 def check_reranker(choices: Sequence[str], reranker) -> None:

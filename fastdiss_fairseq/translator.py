@@ -12,7 +12,6 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
 import torch
 
 from fairseq import checkpoint_utils, utils
-from fairseq.dataclass.configs import FairseqConfig
 
 from .bundle import Bundle, opened
 from .errors import FastDiSSError
@@ -82,6 +81,9 @@ class FastDiSS:
         unknown = sorted(set(options) - set(MODEL_OPTIONS))
         if unknown:
             raise FastDiSSError(f"unknown option: {', '.join(unknown)} (known: {', '.join(MODEL_OPTIONS)})")
+        for name, value in options.items():
+            if not isinstance(value, bool):
+                raise FastDiSSError(f"{name} must be True or False, not {value!r}")
         overrides = {"data": str(folder), "eval_bleu": False, **bundle.task_options(), **options}
         models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(bundle.weights)], arg_overrides=overrides)
         if reranker is not None:
@@ -91,8 +93,9 @@ class FastDiSS:
             models = [model.float().to(device) for model in models]
         except (RuntimeError, NotImplementedError) as error:
             raise FastDiSSError(f"device {device} cannot be used here: {error}") from error
-        for model in models:
-            model.prepare_for_inference_(FairseqConfig())
+        models[
+            0
+        ].deployed.embedding.make_generation_fast_()  # of fairseq's preparations ours: others keep it from training
         return cls(models, task, *bundle.text_codecs())
 
     def translate(self, sentences: Iterable[str], steps: int = 5, **options) -> List[str]:

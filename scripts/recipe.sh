@@ -117,6 +117,14 @@ languages() {
     languages=$(setting "$1" tokenizer_langs) || exit 1
 }
 
+# recipe_of DATA: RECIPE, or the one that DATA was prepared by.
+recipe_of() {
+    local found=${RECIPE:-}
+    [[ -n $found ]] || found=$(setting "$1" recipe) || exit 1
+    [[ $found != None ]] || die "$1 is of no recipe: set RECIPE to one whose options fit, such as RECIPE=translation/iwslt14"
+    echo "$found"
+}
+
 # setting DATA NAME: what prepare.sh wrote down about a data folder: the value of settings.NAME, or of NAME.
 setting() {
     "$python" - "$1/stats.json" "$2" 2> /dev/null << 'PROGRAM' || die "$1 does not say its $2: was it made by a prepare.sh of this repository?"

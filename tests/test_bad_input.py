@@ -160,6 +160,7 @@ generate $data --path $checkpoint --decoding-noise-factor nan          | positiv
 generate $data --path $checkpoint --decoding-temperature -1            | temperature
 generate $data --path $checkpoint -s xx -t tgt                         | no dictionary dict.xx.txt
 generate $data --path $checkpoint --score-reference                    | --score-reference
+eval_lm $data --task fastdiss --path $checkpoint                       | no token-by-token likelihood
 generate $data --path $checkpoint --print-alignment hard               | --print-alignment
 generate $data --path $checkpoint --decoding-temperature inf           | temperature
 generate $data --path $checkpoint --prefix-size 2                      | --prefix-size

@@ -227,6 +227,14 @@ def test_wrong_calls_are_explained(script, arguments, message, tmp_path):
     assert done.returncode == 1 and message in done.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("script", ["train.sh", "evaluate.sh"])
+def test_data_of_no_recipe_need_one(script, tmp_path):
+    settings = {"recipe": None, "source_lang": "de", "target_lang": "en", "tokenizer_langs": ["de", "en"]}
+    (tmp_path / "stats.json").write_text(json.dumps({"settings": settings}))
+    done = call(script, tmp_path, tmp_path / "out")
+    assert done.returncode == 1 and "is of no recipe: set RECIPE" in done.stderr
+
+
 # ------------------------------------------------------------------------------------- from the archive to a score
 
 METRICS = {

@@ -329,6 +329,13 @@ def test_exact_rounding_reads_the_true_embedding():
 
 
 @pytest.mark.torch_2
+@torch.no_grad()
+def test_half_precision_on_a_cpu_decodes_what_was_trained_with_autocast():
+    tokens = batch(SOURCES)["net_input"]["src_tokens"]
+    states = [net.encode(tokens).length_logits for net in (model(), model(autocast="bf16").half())]
+    assert torch.allclose(*states, atol=0.05)
+
+
 def test_bfloat16_autocast_is_close_to_single_precision():
     exact, rounded = model(), model(autocast="bf16")
     a, b = run(criterion(**OFF), exact), run(criterion(**OFF), rounded)

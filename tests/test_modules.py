@@ -255,7 +255,11 @@ def written(embedding):
     embedding.weight.mul_(torch.rand(30, 8))
 
 
-@pytest.mark.parametrize("change", [converted, loaded, written])
+def written_in_secret(embedding):
+    embedding.weight.data.mul_(torch.rand(30, 8))
+
+
+@pytest.mark.parametrize("change", [converted, loaded, written, written_in_secret])
 @torch.no_grad()
 def test_the_table_is_kept_for_inference_until_the_weights_change(change):
     embedding = LatentEmbedding(30, 8)

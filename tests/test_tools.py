@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, generate, lines
 
+from fastdiss_fairseq import loading
 from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.tools import ablate, contrasts, decoding_speed, export, report, rows, scoring, speed_report, sweep
 from fastdiss_fairseq.bundle import sha256
@@ -746,6 +747,10 @@ def test_a_bundle_needs_the_dictionaries_alone(checkpoint, data, tmp_path):
     assert (description["source_lang"], description["target_lang"]) == ("src", "tgt")
     with pytest.raises(FastDiSSError, match="no data folder"):
         export.export(checkpoint, tmp_path / "none", tmp_path / "bundle")
+    archive = Path(shutil.make_archive(tmp_path / "archive", "zip", tmp_path / "bundle"))
+    for paths in ((archive, data), (checkpoint, archive)):
+        with pytest.raises(FastDiSSError, match="archive.zip is a zip archive: unpack it first"):
+            loading.load(*paths)
 
 
 def test_a_bundle_knows_its_languages(bundle):

@@ -229,6 +229,27 @@ def test_what_changes_the_model_is_said_when_it_is_loaded(model):
     assert {p.dtype for p in coarse.models[0].parameters()} == {torch.bfloat16}
     with pytest.raises(FastDiSSError, match="unknown option: half"):
         FastDiSS.from_pretrained(BUNDLE, half=True)
+    with pytest.raises(FastDiSSError, match="decoding_bf16 must be True or False, not 'no'"):
+        FastDiSS.from_pretrained(BUNDLE, decoding_bf16="no")
+
+
+def test_a_model_of_other_linear_layers_takes_no_weights(model):
+    changed = FastDiSS.from_pretrained(BUNDLE, decoding_int8=True)
+    changed.translate(SENTENCES[:1])
+    with pytest.raises(FastDiSSError, match="takes no other weights"):
+        changed.models[0].load_state_dict(model.models[0].state_dict())
+
+
+def test_a_loaded_model_can_be_trained_on_and_is_decoded_as_it_stands():
+    model = FastDiSS.from_pretrained(BUNDLE)
+    before = model.decode(SENTENCES, steps=2)
+    (net,) = model.models
+    net.train()
+    for weight in net.parameters():
+        weight.data.add_(0.05 * torch.randn_like(weight))
+    after = model.decode(SENTENCES, steps=2)
+    net.embedding.kept = None
+    assert model.decode(SENTENCES, steps=2) == after != before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -146,8 +146,10 @@ class FewStepModel(BaseFairseqModel):
         return self._max_positions
 
     def precision(self, device: torch.device):
-        """The context the networks run in: bfloat16 autocast where the options ask for it."""
-        return bfloat16(device) if self.autocasts else contextlib.nullcontext()
+        """The context the networks run in: bfloat16 autocast where the options ask for it, but on a CPU not of weights in
+        half precision, which it does not take there."""
+        refused = device.type == "cpu" and self.embedding.weight.dtype == torch.float16
+        return bfloat16(device) if self.autocasts and not refused else contextlib.nullcontext()
 
     def quantise(self) -> None:
         """Make the linear layers of all transformer layers int8, for decoding on a CPU."""
@@ -257,6 +259,10 @@ def check_weights(model: torch.nn.Module, state_dict) -> None:
     check_dictionary(model, state_dict)
     if not isinstance(model, FewStepModel):
         return
+    if model.changed_by & {"decoding_int8", "decoding_onnx"}:
+        raise FastDiSSError(
+            "a model that was changed by --decoding-int8 or --decoding-onnx takes no other weights: load it anew"
+        )
     for name in [name for name in state_dict if name.endswith("encoder.embedding.latent.weight")]:
         del state_dict[name]  # a second name that older checkpoints have of the embedding
     own, saved = (

@@ -10,11 +10,18 @@ from torch import Tensor
 
 
 class Kept(NamedTuple):
-    """A ``table`` of the rows of ``weight`` when that had this ``version``."""
+    """A ``table`` of the rows of ``weight`` when that had this ``version`` and ``total``."""
 
     weight: Tensor
     version: int
+    total: float
     table: Tensor
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether a weight is still what it was.  What is written through ``weight.data``, as by fairseq's optimizers, does
+        not count as a version, so there is the sum."""
+        there = self.weight.data_ptr() == weight.data_ptr() and self.version == weight._version
+        return there and self.total == float(weight.sum())
 
 
 class LatentEmbedding(nn.Module):
@@ -45,14 +52,14 @@ class LatentEmbedding(nn.Module):
 
     def table(self) -> Tensor:
         """All rows (V, D), in the parameters' precision; not to be written to, since they may be kept until the weights
-        are moved, converted, loaded or written to (by what torch counts: not through ``weight.data``)."""
+        change."""
         weight, kept = self.weight, self.kept
         if not self.generation_fast or torch.is_grad_enabled() or weight.device.type != "cpu" or weight.is_inference():
             self.kept = None
             return self._table()
-        if kept is None or kept.weight.data_ptr() != weight.data_ptr() or kept.version != weight._version:
+        if kept is None or not kept.is_of(weight):
             with torch.inference_mode(False), torch.no_grad():
-                self.kept = kept = Kept(weight.detach(), weight._version, self._table())
+                self.kept = kept = Kept(weight.detach(), weight._version, float(weight.sum()), self._table())
         return kept.table
 
     def _table(self) -> Tensor:

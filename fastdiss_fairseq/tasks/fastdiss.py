@@ -182,6 +182,14 @@ class FastDiSSTask(TranslationTask):
         super().optimizer_step(optimizer, model, update_num)
         model.after_update()
 
+    def eval_lm_dataloader(self, *arguments, **options):
+        """Called by fairseq-eval-lm.
+
+        Raises:
+            FastDiSSError: always.
+        """
+        raise FastDiSSError("FastDiSS has no token-by-token likelihood: fairseq-eval-lm is not offered")
+
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **unused):
         """A generator for ``models`` with the task's options and those of the request ``args``."""
         if getattr(args, "score_reference", False):
