@@ -155,7 +155,7 @@ for table in "$@"; do
             sweep valid --steps 1 2 5 10 20 --solver renoise ddim --estimate expected direct
             ;;
         paper_setting) # one time for all tokens, the network's own estimates, DDIM
-            seeds=(2)
+            seeds=(2 3)
             train "$distilled" "$(recipe 1800) --mixed-times 0 --self-conditioning-estimate direct --diffusion-loss-weight 1" "${four[@]}"
             sweep valid --steps 1 2 5 20 --solver ddim renoise --estimate direct --told-noise-factor 4 8 --baseline standard
             sweep valid --steps 1 2 5 20 --solver ddim renoise --estimate expected --baseline standard
