@@ -93,9 +93,8 @@ class FastDiSS:
             models = [model.float().to(device) for model in models]
         except (RuntimeError, NotImplementedError) as error:
             raise FastDiSSError(f"device {device} cannot be used here: {error}") from error
-        models[
-            0
-        ].deployed.embedding.make_generation_fast_()  # of fairseq's preparations ours: others keep it from training
+        # of fairseq's preparations for inference this one alone: others would keep the model from being trained on
+        models[0].deployed.embedding.make_generation_fast_()
         return cls(models, task, *bundle.text_codecs())
 
     def translate(self, sentences: Iterable[str], steps: int = 5, **options) -> List[str]:
