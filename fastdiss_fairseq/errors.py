@@ -1,5 +1,6 @@
 """Mistakes that the user can mend, and how commands end at them: in one line, with no traceback before or behind it."""
 
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,10 @@ def install_error_hook() -> None:
             print(f"fastdiss: error: {line}", file=sys.stderr)
 
     sys.excepthook = hook
+    # fairseq lists all of its options, thousands of characters, before the error that this explains
+    logging.getLogger("fairseq.dataclass.utils").addFilter(
+        lambda record: "Error when composing" not in record.getMessage()
+    )
 
 
 def explanation(error: BaseException) -> Optional[str]:

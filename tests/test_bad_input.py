@@ -327,6 +327,11 @@ def test_a_process_of_its_own_says_the_same(line, places, tmp_path):
     assert not (places["folder"] / "exploded").exists()
 
 
+def test_options_that_do_not_go_together_are_not_listed(places, tmp_path):
+    done = run_line("generate $data --path $checkpoint --tokenizer moses", places, tmp_path / "new")
+    assert "give -s and -t" in message(done) and "Overrides" not in done.stderr + done.stdout
+
+
 def without_rights(line, places, new):
     """Run a line without root's power to open anything; as another user nothing needs to be given up."""
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
