@@ -305,6 +305,15 @@ def test_a_mistake_ends_in_one_line(line, words, places, tmp_path):
     assert not list(tmp_path.rglob("*.pt")) and sorted(places["folder"].rglob("*")) == before
 
 
+def process(words):
+    """Run a command line in a new interpreter."""
+    name, *rest = words
+    module = f"fastdiss_fairseq.tools.{name[9:]}" if name.startswith("fastdiss-") else f"fairseq_cli.{name}"
+    start = [sys.executable, "-c", f"from {module} import cli_main; cli_main()", *rest]
+    plugin = [] if name.startswith("fastdiss-") else ["--user-dir", PLUGIN]
+    return subprocess.run(start + plugin, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -313,22 +322,13 @@ def test_a_mistake_ends_in_one_line(line, words, places, tmp_path):
     ],
 )
 def test_a_process_of_its_own_says_the_same(line, places, tmp_path):
-    here = run_line(line, places, tmp_path)
-
-    def process(words):
-        name, *rest = words
-        module = f"fastdiss_fairseq.tools.{name[9:]}" if name.startswith("fastdiss-") else f"fairseq_cli.{name}"
-        start = [sys.executable, "-c", f"from {module} import cli_main; cli_main()", *rest]
-        plugin = [] if name.startswith("fastdiss-") else ["--user-dir", PLUGIN]
-        return subprocess.run(start + plugin, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
-
-    there = run_line(line, places, tmp_path, run=process)
+    here, there = run_line(line, places, tmp_path), run_line(line, places, tmp_path, run=process)
     assert (there.returncode, message(there)) == (here.returncode, message(here)) == (1, message(here))
     assert not (places["folder"] / "exploded").exists()
 
 
 def test_options_that_do_not_go_together_are_not_listed(places, tmp_path):
-    done = run_line("generate $data --path $checkpoint --tokenizer moses", places, tmp_path / "new")
+    done = run_line("generate $data --path $checkpoint --tokenizer moses", places, tmp_path / "new", run=process)
     assert "give -s and -t" in message(done) and "Overrides" not in done.stderr + done.stdout
 
 
