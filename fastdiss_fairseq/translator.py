@@ -41,8 +41,8 @@ class FastDiSS:
     """
 
     def __init__(self, models: Sequence[torch.nn.Module], task, tokenizer=None, bpe=None):
-        self.models, self.task, self.tokenizer, self.bpe = models, task, tokenizer, bpe
-        for model in models:
+        self.models, self.task, self.tokenizer, self.bpe = list(models), task, tokenizer, bpe
+        for model in self.models:
             model.eval()
 
     @classmethod

@@ -39,9 +39,7 @@ def _denoiser(model: FastDiSSModel, memory: Memory, mask: Tensor):
 
 def _by_confidence(model, denoise, key, mask, decoding, special) -> Decoded:
     vocabulary, last, dim = Vocabulary.of(model.table(), special), last_positions(mask), model.embedding.dim
-    both = model.time_inputs(
-        torch.arange(2, dtype=torch.float, device=mask.device)
-    )  # of what is known, and of what is not
+    both = model.time_inputs(torch.arange(2, dtype=torch.float, device=mask.device))  # of known and unknown tokens
 
     def denoise_at(z, unknown, z_bar, rows):
         return denoise(z, both.at(unknown.flatten(0, 1).long()), z_bar, rows)

@@ -55,7 +55,7 @@ class Stages:
         self.family = next(decode for kind, decode in DECODERS.items() if isinstance(model, kind))
 
     def __call__(self, src_tokens: Tensor) -> Candidates:
-        """All candidates of a batch of sources (S, L), as inference tensors.  Where batches are recorded, threads take
+        """All candidates of a batch of sources (S, L), mostly inference tensors.  Where batches are recorded, threads take
         turns with all: kept casts are those of all threads."""
         graphs = self.model.graphs
         with self._without_gradients(), kept_casts(), contextlib.nullcontext() if graphs is None else graphs.lock:
@@ -69,7 +69,8 @@ class Stages:
         """Inference mode, in which torch does less for each operation; not where it keeps no casts of weights, nor where
         it compiles, which older torch could not do there."""
         model = self.model
-        return torch.no_grad() if model.autocasts or model.compiled else torch.inference_mode()
+        slow = model.autocasts or "decoding_compile" in model.changed_by
+        return torch.no_grad() if slow else torch.inference_mode()
 
     def begin(self, src_tokens: Tensor) -> Begun:
         """The first stage."""

@@ -53,7 +53,6 @@ class FewStepModel(BaseFairseqModel):
         self.autocasts = str(cfg.autocast) == "bf16"
         self._max_positions = cfg.max_source_positions, cfg.max_target_positions
         self.runtime: Optional[OnnxRuntime] = None  # evaluates the networks in the place of torch
-        self.compiled = False
         self.changed_by: FrozenSet[str] = frozenset()  # the options that changed it for decoding
         self.graphs: Optional[Graphs] = None  # recordings of how it decodes, on a GPU
         checksums = [fingerprint(words) for words in (source_dictionary, target_dictionary)]
@@ -164,7 +163,6 @@ class FewStepModel(BaseFairseqModel):
     def compile_step(self) -> None:
         """Have the network on the target compiled when it is first called, for decoding."""
         compile_calls(self.denoiser)
-        self.compiled = True
 
     def use_cuda_graphs(self) -> None:
         """Have decoding recorded, and replayed, from now on.
