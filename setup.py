@@ -29,6 +29,7 @@ setup(
         'torch>=1.12,<1.13; python_version < "3.11"',
         'torchaudio>=0.12,<0.13; python_version < "3.11"',
         'fairseq==0.12.2; python_version < "3.11"',
+        'numpy; python_version >= "3.11"',
         'numpy<2; python_version < "3.11"',
         "sacrebleu>=2",
         "sacremoses",

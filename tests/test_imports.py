@@ -26,7 +26,7 @@ LAYERS = (
     *("tasks", "safety", "translator", "tools"),
 )
 #: All that the mathematics needs besides itself.
-MATHEMATICS = {"torch", "bisect", "dataclasses", "functools", "math", "typing", "zlib"}
+MATHEMATICS = {"torch", "numpy", "bisect", "dataclasses", "functools", "math", "typing", "zlib"}
 #: Imports inside functions that run the other way.
 DEFERRED = {("models/base.py", "bundle")}  # fairseq's hub interface is a method of the model, and decodes
 
@@ -63,7 +63,7 @@ def test_imports_run_one_way(path):
 @pytest.mark.parametrize(
     "path", [path for path in FILES if path.parent.name in ("diffusion", "flow")], ids=lambda path: path.name
 )
-def test_the_mathematics_needs_torch_alone(path):
+def test_the_mathematics_needs_torch_and_numpy_alone(path):
     others = {layer(name) for name, ours in imports(path) if not ours}
     used = {layer(name) for name, ours in imports(path) if ours}
     assert others <= MATHEMATICS and used <= {"diffusion", path.parent.name}

@@ -6,6 +6,7 @@ trained on sentences of known and unknown tokens (:class:`fastdiss_fairseq.diffu
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Callable, Iterator, NamedTuple, Tuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .noise import fold, gaussian
+from .process import Process
 from .sampling import Decoded, Read, Sampler
 
 
@@ -130,8 +132,8 @@ def mask_predict(
     """
     found, history = Sentences.of(mask, dim), []
     rows = torch.arange(len(mask), device=mask.device)
-    alpha, sigma = sampler.trained.scales(torch.tensor([0.0, 1.0]))
-    scales = alpha[0], sigma[1] * sampler.temperature
+    of_known, of_unknown = scales_of_ends(sampler.trained)
+    scales = of_known, of_unknown * sampler.temperature
     for index, noise in enumerate(noise_of_steps(key, steps, mask.size(2), dim)):
         if index:
             doubtful = found.doubtful(index, steps)
@@ -146,6 +148,13 @@ def mask_predict(
         if watched:
             history.append(Read(found.tokens, found.log_probs, rows))
     return Decoded(found.tokens, found.log_probs, found.taken, history)
+
+
+@lru_cache(maxsize=64)
+def scales_of_ends(process: Process) -> Tuple[float, float]:
+    """Of what is known, at t = 0, and of the noise at t = 1."""
+    alpha, sigma = process.scales(torch.tensor([0.0, 1.0]))
+    return alpha[0].item(), sigma[1].item()
 
 
 #: Early exit skips this part of the K steps after one that changed nothing.

@@ -4,6 +4,7 @@ import functools
 from typing import List, NamedTuple, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.sampling import Decoded, Read
@@ -45,9 +46,11 @@ class Candidates(NamedTuple):
         Args:
             words: (V,) True for the ids of which runs are merged.
         """
-        first = torch.ones_like(self.mask)
-        first[..., 1:] = (self.tokens[..., 1:] != self.tokens[..., :-1]) | ~self.mask[..., 1:]
-        first |= ~words[self.tokens]
+        later = self.tokens[..., 1:]
+        again = (later == self.tokens[..., :-1]) & self.mask[..., 1:] & words[later]
+        if not again.any():
+            return self
+        first = F.pad(~again, (1, 0), value=True)
         run = first.long().cumsum(-1) - 1  # the position that each token goes to
         lowest = torch.full_like(self.log_probs, -float("inf"))
         log_probs = lowest.scatter_reduce(-1, run, self.log_probs, "amax")
@@ -58,6 +61,8 @@ class Candidates(NamedTuple):
 
     def emptied(self, blank: Tensor) -> "Candidates":
         """The same with nothing but the end of sentence where ``blank`` (S,) says so, in the history, too."""
+        if not blank.any():
+            return self
         kept = ~blank.view(-1, 1, 1)
         mask, places = (place & kept | last_positions(place) for place in (self.mask, self.places))
         return self._replace(mask=mask, places=places)

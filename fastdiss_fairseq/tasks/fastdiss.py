@@ -219,10 +219,15 @@ class FastDiSSTask(TranslationTask):
         self.text_bpe = super().build_bpe(args)
         return self.text_bpe
 
+    @functools.cached_property
+    def longest_source(self) -> int:
+        """``--max-source-positions``, which omegaconf takes long to read."""
+        return self.cfg.max_source_positions
+
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         """Decode, sources no further than to --max-source-positions; where fairseq-interactive was asked for steps
         (``--print-step``), which it does not print itself, show the text after each."""
-        inputs, limit = sample["net_input"], self.cfg.max_source_positions
+        inputs, limit = sample["net_input"], self.longest_source
         if inputs["src_tokens"].size(1) > limit:
             src_tokens = cut(pad_right(inputs["src_tokens"], self.source_dictionary.pad()), limit)
             sample = {**sample, "net_input": {**inputs, "src_tokens": src_tokens}}

@@ -11,12 +11,14 @@ from ..generation import continuous
 from ..models import fastdiss
 from ..models.base import FewStepModel
 from ..models.fastdiss import FastDiSSModel
+from ..modules.length import LengthPredictor
 from ..modules.target import TargetNetwork
 
 #: What is timed, part -> (owner, function); none of a kind is called within another.
 Parts = Dict[str, Tuple[object, str]]
 DECODING: Parts = {
     "encoder and memory": (FewStepModel, "encode"),
+    "lengths": (LengthPredictor, "top"),
     "embedding table": (FastDiSSModel, "table"),
     "noise": (mask_predict, "gaussian"),
     "times": (FastDiSSModel, "time_inputs"),

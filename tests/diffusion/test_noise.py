@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from fastdiss_fairseq.diffusion import noise
 from fastdiss_fairseq.diffusion.noise import fold, gaussian, sentence_key, uniform
 
 N = 200_000
@@ -120,6 +121,25 @@ def test_sentence_key_depends_on_tokens_their_order_and_the_seed():
 
 def test_sentence_key_ignores_the_order_of_the_batch():
     assert torch.equal(keys_of(SENTENCES[::-1], 4, False), keys_of(SENTENCES, 4, False).flip(0))
+
+
+@pytest.mark.parametrize("key", [torch.tensor(3), torch.tensor([[5], [-(2**63)]]), torch.arange(12).view(3, 4)[:, ::2]])
+def test_numpy_and_torch_give_the_same(monkeypatch, key):
+    """A CPU computes keys with numpy, a GPU with torch."""
+
+    def draws():
+        own = fold(key, "some", 7, torch.tensor([2, -9]), ("a", 3))
+        return own, uniform(own), gaussian(own, 3, 5), gaussian(key, 2, 4)
+
+    by_numpy = draws()
+    monkeypatch.setattr(noise, "_bits", lambda key: key)
+    for ours, theirs in zip(by_numpy, draws()):
+        assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+
+
+@pytest.mark.filterwarnings("error")
+def test_single_keys_overflow_in_silence():
+    assert fold(torch.tensor(2**62), "x").shape == uniform(torch.tensor(2**62)).shape == ()
 
 
 def test_several_parts_at_once_are_each_alone():
