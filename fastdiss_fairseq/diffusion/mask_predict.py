@@ -167,8 +167,10 @@ DRAWN_AT_ONCE = 2**18
 
 def noise_of_steps(key: Tensor, steps: int, length: int, dim: int) -> Iterator[Tensor]:
     """Standard normal noise (S, C, T, D) of each step, for keys (S, C)."""
-    later = torch.arange(steps - 1, device=key.device).view(-1, *[1] * key.dim())
-    keys = torch.cat((fold(key, "start").unsqueeze(0), fold(fold(key, "step"), later)))
+    keys = fold(key, "start").unsqueeze(0)
+    if steps > 1:
+        later = torch.arange(steps - 1, device=key.device).view(-1, *[1] * key.dim())
+        keys = torch.cat((keys, fold(key, "step", later)))
     for some in keys.split(max(1, DRAWN_AT_ONCE // (key.numel() * length * dim))):
         yield from gaussian(some, length, dim)
 
