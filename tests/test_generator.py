@@ -676,6 +676,13 @@ def test_options_without_effect_are_named(options, expected):
     assert without_effect(task().cfg, request, decoding(request)) == expected
 
 
+def test_no_more_lengths_than_are_predicted():
+    built, most = task(), 2 * NET.cfg.max_length_offset + 1
+    assert len(generate(SOURCES[:2], length_beam=most)[0]) == most
+    with pytest.raises(FastDiSSError, match=f"--length-beam {most + 1}, but the model predicts one of {most} lengths"):
+        built.build_generator([NET], Namespace(length_beam=most + 1))
+
+
 def test_hypotheses_that_there_are_not_are_remarked_on(caplog):
     built = task()
     for beam in (2, 3):

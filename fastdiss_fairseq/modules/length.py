@@ -19,7 +19,12 @@ class LengthPredictor(nn.Module):
     def __init__(self, dim: int, max_offset: int):
         super().__init__()
         self.max_offset = max_offset
-        self.output = nn.Linear(dim, 2 * max_offset + 1)
+        self.output = nn.Linear(dim, self.count)
+
+    @property
+    def count(self) -> int:
+        """How many lengths of a target there are for a source."""
+        return 2 * self.max_offset + 1
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Encoder states (B, S, d), mask (B, S); returns logits (B, 2 max_offset + 1) float32."""

@@ -191,7 +191,12 @@ class FastDiSSTask(TranslationTask):
         raise FastDiSSError("FastDiSS has no token-by-token likelihood: fairseq-eval-lm is not offered")
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **unused):
-        """A generator for ``models`` with the task's options and those of the request ``args``."""
+        """A generator for ``models`` with the task's options and those of the request ``args``.
+
+        Raises:
+            FastDiSSError: what FastDiSS does not do, models that it cannot decode, an option out of its range, or more
+                lengths than the model predicts.
+        """
         if getattr(args, "score_reference", False):
             raise FastDiSSError("FastDiSS has no token-by-token likelihood: --score-reference is not offered")
         for name in ("print_alignment", "replace_unk"):
@@ -202,6 +207,9 @@ class FastDiSSTask(TranslationTask):
         check_models(models[:1], "score")
         decoding = resolve(self.cfg, args, models[0].process, models[0].presets)
         check_models(models, decoding.choice)
+        lengths = models[0].length.count
+        if decoding.length_beam > lengths:
+            raise FastDiSSError(f"--length-beam {decoding.length_beam}, but the model predicts one of {lengths} lengths")
         logger.info(f"decoding: {decoding}")
         ignored = without_effect(self.cfg, args, decoding)
         if ignored:
