@@ -212,6 +212,7 @@ train $data --decoder-attention-heads 5                                | --decod
 train $data --encoder-attention-heads 0                                | --encoder-attention-heads
 train $data --latent-dim 0                                             | --latent-dim
 train $data --fp16                                                     | needs a GPU
+train $data --amp                                                      | needs a GPU
 train $data --bf16                                                     | --autocast bf16
 train $data --max-length-offset -1                                     | --max-length-offset
 train $data --left-pad-target                                          | leave --left-pad-target out
@@ -392,7 +393,7 @@ def test_interactive_answers_whatever_is_typed(typed, options, places, tmp_path)
 )
 def test_names_misspelt_in_a_configuration_of_hydras(build, message):
     """The command line knows its choices; hydra takes any."""
-    options = {"best_checkpoint_metric": "loss", "fp16": False}
+    options = {"best_checkpoint_metric": "loss", "fp16": False, "amp": False}
     with pytest.raises(FastDiSSError, match=message):
         getattr(task(**options), build)(OmegaConf.create({"_name": "fastdis"}))
 

@@ -39,6 +39,7 @@ class FastDiSSTaskConfig(TranslationConfig, DecodingConfig):
     seed: int = II("common.seed")
     bf16: bool = II("common.bf16")
     fp16: bool = II("common.fp16")
+    amp: bool = II("common.amp")
     cpu: bool = II("common.cpu")
     num_shards: int = II("dataset.num_shards")
     shard_id: int = II("dataset.shard_id")
@@ -117,15 +118,16 @@ class FastDiSSTask(TranslationTask):
         """Build a model, ours or a stock one (a reranker).
 
         Raises:
-            FastDiSSError: training another model, with ``--fp16`` and no GPU or a moving average, with
-                ``--decoding-int8``, or for a BLEU that is not measured; ``--eval-bleu-args`` that cannot be read, or
-                an unknown ``--eval-bleu-detok``; or a checkpoint of the other direction.
+            FastDiSSError: training another model, with ``--fp16`` or ``--amp`` and no GPU, with ``--fp16`` and a moving
+                average, with ``--decoding-int8``, or for a BLEU that is not measured; ``--eval-bleu-args`` that cannot be
+                read, or an unknown ``--eval-bleu-detok``; or a checkpoint of the other direction.
         """
         for name in MODEL_OPTIONS:
             if getattr(self.cfg, name) and not from_checkpoint:
                 raise FastDiSSError(f"{flag(name)} is for decoding a trained model, not for training")
-        if self.cfg.fp16 and not from_checkpoint and device(self.cfg).type == "cpu":
-            raise FastDiSSError("training with --fp16 needs a GPU; for bfloat16 on a CPU use --autocast bf16")
+        if (self.cfg.fp16 or self.cfg.amp) and not from_checkpoint and device(self.cfg).type == "cpu":
+            name = "--fp16" if self.cfg.fp16 else "--amp"
+            raise FastDiSSError(f"training with {name} needs a GPU; for bfloat16 on a CPU use --autocast bf16")
         if self.cfg.fp16 and getattr(cfg, "step_aware", False) and not from_checkpoint:
             raise FastDiSSError("--fp16 is too coarse for the moving average of --step-aware: use --autocast bf16")
         if self.cfg.best_checkpoint_metric == "bleu" and not self.cfg.eval_bleu and not from_checkpoint:
@@ -209,7 +211,9 @@ class FastDiSSTask(TranslationTask):
         check_models(models, decoding.choice)
         lengths = models[0].length.count
         if decoding.length_beam > lengths:
-            raise FastDiSSError(f"--length-beam {decoding.length_beam}, but the model predicts one of {lengths} lengths")
+            raise FastDiSSError(
+                f"--length-beam {decoding.length_beam}, but the model predicts one of {lengths} lengths"
+            )
         logger.info(f"decoding: {decoding}")
         ignored = without_effect(self.cfg, args, decoding)
         if ignored:
