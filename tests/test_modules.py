@@ -169,9 +169,9 @@ def test_packed_batches_give_what_padded_ones_give(pre_norm):
 
 def test_memory_selects_sentences():
     layers = tuple(KeyValues(*torch.randn(2, 3, 4, 5, 2)) for _ in range(2))
-    memory = Memory(layers, torch.rand(3, 5) < 0.5)
+    memory = Memory(layers, torch.randn(3, 1, 1, 5))
     chosen = memory.select(torch.tensor([2, 0]))
-    assert torch.equal(chosen.mask, memory.mask[[2, 0]])
+    assert torch.equal(chosen.bias, memory.bias[[2, 0]])
     for kept, layer in zip(chosen.layers, layers):
         assert torch.equal(kept.keys, layer.keys[[2, 0]]) and torch.equal(kept.values, layer.values[[2, 0]])
 

@@ -17,7 +17,7 @@ from ..compat import export_graph
 from ..errors import FastDiSSError
 from ..modules.rounding import Reading, Vocabulary, in_pieces, read_piece
 from ..modules.target import Memory, Target
-from ..modules.transformer import Layout
+from ..modules.transformer import Layout, attention_bias
 
 #: Sizes that differ from call to call, by the letters that stand for them below.
 SIZES = {
@@ -79,9 +79,9 @@ class Denoise(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(self, z, time_features, z_bar, mask, index, places, positions, source_mask, *keys_values):
-        target = Target(Layout(mask, index, places), positions)
-        return (self.denoiser(z, time_features, z_bar, target, Memory.of(source_mask, *keys_values)),)
+    def forward(self, z, time_features, z_bar, mask, index, places, positions, bias, *memory):
+        target = Target(Layout(mask, index, places), positions, bias)
+        return (self.denoiser(z, time_features, z_bar, target, Memory.of(*memory)),)
 
 
 class Read(nn.Module):
@@ -132,7 +132,8 @@ class OnnxRuntime:
             "index": (target.layout.index, "N"),
             "places": (target.layout.places, "P"),
             "positions": (target.positions, "N."),
-            "source_mask": (source.memory.mask, "SL"),
+            "bias": (target.bias, "B..T"),
+            "source_bias": (source.memory.bias, "S..L"),
         }
         parts = source.memory.flat()[1:]
         return {**fixed, **{f"memory_{i}": (part, "S.L.") for i, part in enumerate(parts)}}
@@ -140,16 +141,16 @@ class OnnxRuntime:
     def encode(self, tokens: Tensor) -> Tuple[Tensor, Memory]:
         """Length logits and memory of ids (S, L)."""
         logits, *parts = self.encoder(tokens)
-        return logits, Memory.of(tokens.ne(self.padding), *parts)
+        return logits, Memory.of(attention_bias(tokens.ne(self.padding), self.table), *parts)
 
     def denoise(self, z: Tensor, time_features: Tensor, z_bar: Tensor, target: Target, memory: Memory) -> Tensor:
         """As the denoiser."""
-        (mask, index, places), positions = target
+        (mask, index, places), positions, bias = target
         if index is None:
             index = places = torch.arange(mask.numel())
             positions = positions.flatten(0, 1)
         time_features = time_features.expand(*mask.shape, -1)
-        return self.denoiser(z, time_features, z_bar, mask, index, places, positions, *memory.flat())[0]
+        return self.denoiser(z, time_features, z_bar, mask, index, places, positions, bias, *memory.flat())[0]
 
     def read(self, states: Tensor, mean: bool) -> Reading:
         """:func:`~..modules.rounding.read` with the model's table."""

@@ -47,7 +47,7 @@ class ReferenceDenoiser(nn.Module):
         return States(states, mask)
 
     def target(self, mask: Tensor) -> Target:
-        return Target(Layout(mask), mask)
+        return Target(Layout(mask), mask, mask)
 
     def forward(self, z: Tensor, time_features: Tensor, z_bar: Tensor, target: Target, memory: States) -> Tensor:
         """As :meth:`Denoiser.forward`."""
