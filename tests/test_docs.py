@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import ENVIRONMENT, ROOT
 from fairseq.options import parse_args_and_arch
@@ -150,6 +151,29 @@ def test_commands_that_make_a_table_are_understood(table):
                 options = ablate.command(args, training)[4:]
                 parse_args_and_arch(parser_of("fairseq-train"), [data, *options])
     assert any(words[0] == "fastdiss-sweep" for words in lines)
+
+
+def test_commands_for_a_gpu_are_understood():
+    script = ["bash", str(ROOT / "scripts" / "check_gpu.sh"), "out"]
+    done = subprocess.run(
+        script, env={**ENVIRONMENT, "DRY_RUN": "1", "AR": "ar.pt"}, capture_output=True, text=True, check=True
+    )
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    benchmarks = [parser_of(name).parse_args(rest) for name, *rest in lines if name == "fastdiss-benchmark"]
+    assert [args.parts[0] for args in benchmarks] == ["agreement", "decoding", "training"]
+    assert [args.ar for args in benchmarks] == [None, "ar.pt", "ar.pt"]
+    (generate,) = [rest for name, *rest in lines if name == "fairseq-generate"]
+    generate[generate.index("fastdiss_fairseq")] = str(ROOT / "fastdiss_fairseq")
+    assert parse_args_and_arch(parser_of("fairseq-generate"), generate).decoding_cuda_graphs
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_script_for_a_gpu_says_that_there_is_none():
+    environment = {**ENVIRONMENT, "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "check_gpu.sh")], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "check_gpu.sh: torch sees no GPU here\n")
 
 
 def test_the_documentation_has_commands():
