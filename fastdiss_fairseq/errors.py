@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+from types import CodeType
 from typing import Optional
 
 from fairseq.data.indexed_dataset import MMapIndexedDataset
@@ -47,16 +48,18 @@ def explanation(error: BaseException) -> Optional[str]:
     missing = re.match(r"Error merging override \w+\.(\w+)=null", str(error))
     if missing:
         return f"--{missing.group(1).replace('_', '-')} must be given with these options"
-    refused = isinstance(error, (AssertionError, ValueError)) and str(error)
-    return str(error) if refused and _raised_of_options(error) else None
-
-
-def _raised_of_options(error: BaseException) -> bool:
-    """Whether the innermost call is one of fairseq's commands, its choice of a checkpoint, or an optimizer's or a
-    scheduler's look at its options."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # the hook's errors have been raised
-    folder, name = os.path.split(frame.f_code.co_filename)
-    beginning = frame.f_code.co_name == "__init__" and os.path.join("fairseq", "optim") in folder
+    if isinstance(error, RuntimeError) and frame.f_code.co_name == "parse_args_and_arch":  # says nothing
+        return "--arch must be given, such as --arch fastdiss_tiny"
+    refused = isinstance(error, (AssertionError, ValueError)) and str(error)
+    return str(error) if refused and _looks_at_options(frame.f_code) else None
+
+
+def _looks_at_options(code: CodeType) -> bool:
+    """Whether it is one of fairseq's commands, its choice of a checkpoint, or an optimizer's or a scheduler's look at its
+    options."""
+    folder, name = os.path.split(code.co_filename)
+    beginning = code.co_name == "__init__" and os.path.join("fairseq", "optim") in folder
     return os.path.basename(folder) == "fairseq_cli" or name == "checkpoint_utils.py" or beginning
 
 

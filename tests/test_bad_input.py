@@ -299,7 +299,7 @@ def message(done):
     return done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("line, words", cases())
+@pytest.mark.parametrize("line, words", list(cases()))
 def test_a_mistake_ends_in_one_line(line, words, places, tmp_path):
     before = sorted(places["folder"].rglob("*"))
     assert string.Template(words).substitute(places) in message(run_line(line, places, tmp_path / "new"))
@@ -331,6 +331,12 @@ def test_a_process_of_its_own_says_the_same(line, places, tmp_path):
 def test_options_that_do_not_go_together_are_not_listed(places, tmp_path):
     done = run_line("generate $data --path $checkpoint --tokenizer moses", places, tmp_path / "new", run=process)
     assert "give -s and -t" in message(done) and "Overrides" not in done.stderr + done.stdout
+
+
+def test_an_architecture_must_be_named(data):
+    line = [sys.executable, "-m", "fairseq_cli.train", data, "--user-dir", PLUGIN, "--task", "fastdiss"]
+    done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert message(done) == "fastdiss: error: --arch must be given, such as --arch fastdiss_tiny"
 
 
 def without_rights(line, places, new):

@@ -146,10 +146,7 @@ def test_commands_that_make_a_table_are_understood(table):
         args = parser_of(name).parse_args(arguments)
         if name == "fastdiss-ablate":
             ablate.check(args)
-            for training in ablate.trainings(args):
-                *_, data = ablate.command(args, training)[:4]
-                options = ablate.command(args, training)[4:]
-                parse_args_and_arch(parser_of("fairseq-train"), [data, *options])
+            ablate.check_trainings(args, ablate.trainings(args))
     assert any(words[0] == "fastdiss-sweep" for words in lines)
 
 

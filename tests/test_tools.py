@@ -513,16 +513,16 @@ def test_variants_are_trained_like_systems():
 
 def test_a_training_of_another_seed_or_other_options_is_not_taken_for_this_one(data, tmp_path, monkeypatch):
 
-    def trained(*options, train="--lr 1"):
+    def trained(*options, train="--arch fastdiss_tiny --lr 1"):
         line = [str(data), "--output", str(tmp_path), "--systems", "scp", "--train", train, *options]
         ablate.main(line)
 
     monkeypatch.setattr(ablate.subprocess, "run", lambda *line, **_: subprocess.CompletedProcess(line, 1))
     with pytest.raises(FastDiSSError, match="training of scp failed"):
-        trained(train="--lr wrong")
+        trained()
     monkeypatch.setattr(ablate.subprocess, "run", lambda *line, **_: subprocess.CompletedProcess(line, 0))
     with pytest.raises(FastDiSSError, match="training of scp left no checkpoint_last.pt"):
-        trained(train="--lr 1 --no-save")
+        trained(train="--arch fastdiss_tiny --lr 1 --no-save")
 
     def saves(line, **_):
         Path(line[line.index("--save-dir") + 1], "checkpoint_last.pt").touch()
@@ -534,7 +534,7 @@ def test_a_training_of_another_seed_or_other_options_is_not_taken_for_this_one(d
     trained("--seeds", "2")
     assert (tmp_path / "scp-seed2/finished").exists()
     with pytest.raises(FastDiSSError, match="scp holds other work: options differ"):
-        trained(train="--lr 2")
+        trained(train="--arch fastdiss_tiny --lr 2")
 
 
 def test_a_finished_ablation_trains_nothing_again(ablated):
@@ -549,7 +549,16 @@ def test_a_finished_ablation_trains_nothing_again(ablated):
     "options, message",
     [
         (["--train", "--seed 3"], "must leave --seed to this command"),
-        (["--train", "--arch fastdiss_tiny --no-such-flag"], "training of standard failed"),
+        (
+            ["--train", "--arch fastdiss_tiny --no-such-flag"],
+            "--train for standard: unrecognized arguments: --no-such-flag",
+        ),
+        (
+            ["--train", "--arch fastdiss_tiny", "--variant", "late=--scp-budgets 10 20"],
+            "for late: unrecognized arguments: 20",
+        ),
+        (["--train", "--lr 1"], "--arch must be given, such as --arch fastdiss_tiny"),
+        (["--train", "--arch fastdiss_tiny --max-tokens 0"], "training of standard failed"),
         (["--train", "--arch fastdiss_tiny", "--jobs", 0], "--jobs must be at least 1"),
         (["--train", "--arch fastdiss_tiny", "--sweep", "--reference none"], "cannot read none"),  # before training
         (["--train", "--arch fastdiss_tiny", "--variant", "mans=--mans-start 0"], "NAME=OPTIONS with a new name"),

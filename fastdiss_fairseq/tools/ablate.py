@@ -11,6 +11,8 @@ interrupted, and repeats nothing that is finished.
 """
 
 import argparse
+import contextlib
+import io
 import os
 import shlex
 import subprocess
@@ -18,6 +20,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
+
+from fairseq.options import get_training_parser, parse_args_and_arch
 
 from ..errors import FastDiSSError
 from ..loading import data_folder
@@ -182,11 +186,24 @@ def check(args) -> None:
     words_of("--train", args.train, (*MANAGED, "--no-scp", "--no-mans"))
 
 
+def check_trainings(args, runs: List[Training]) -> None:
+    """Raise FastDiSSError, before any has begun, where fairseq-train would not understand the options of one."""
+    for run in runs:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                parse_args_and_arch(get_training_parser(), command(args, run)[3:])
+        except SystemExit:
+            why = said.getvalue().splitlines()[-1].split("error: ", 1)[-1]
+            raise FastDiSSError(f"--train for {run.folder.name}: {why}") from None
+
+
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
     check(args)
     data_folder(args.data)
     runs = trainings(args)
+    check_trainings(args, runs)
     paths, names = [str(run.checkpoint) for run in runs], [run.system for run in runs]
     decoding = [str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep")]
     if args.sweep is not None:
