@@ -148,7 +148,7 @@ class FastDiSS:
         return [found[i] for i in range(len(tokens))]
 
     def _encode(self, sentence: str) -> torch.Tensor:
-        line = " ".join(readable(sentence, self.task.cfg.max_source_positions).split())
+        line = " ".join(readable(sentence, self.task.longest_source).split())
         if self.bpe is not None:
             line = self.bpe.encode(self.tokenizer.encode(line))
         return self.task.source_dictionary.encode_line(line, add_if_not_exist=False).long()

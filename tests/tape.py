@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdiss_fairseq.modules.graphs import Recording
-from fastdiss_fairseq.modules.places import fixed_sizes
 
 
 class Tape(TorchDispatchMode):
@@ -54,7 +53,7 @@ class Taped:
         self.count += 1
 
         def replay():
-            with torch.inference_mode(False), torch.no_grad(), fixed_sizes():
+            with torch.inference_mode(False), torch.no_grad():
                 for there in (self.last or tape).made:
                     there.zero_()
                 tape.play()

@@ -84,14 +84,17 @@ def sent(sources):
 
 
 @every_way
-def test_recordings_say_the_same(make, options):
+def test_recordings_say_the_same(make, options, monkeypatch):
+    monkeypatch.setattr("fastdiss_fairseq.generation.stages.BUCKET", 32)  # so that batches share recordings
     generator, exact, recorded = pair(make, options)
     for some in (SOURCES[:3], SOURCES[3:4], SOURCES[4:8], SOURCES[3:6], SOURCES, SOURCES[:3]):
         one, other = (generator.generate([net], sent(some)) for net in (exact, recorded))
         scores = [torch.stack([h["score"] for s in found for h in s]) for found in (one, other)]
-        if options.get("autocast"):
+        if options.get("autocast"):  # rounds otherwise in batches of another size
             assert (scores[0] - scores[1]).abs().median() < 0.05
-            continue
+            exact.graphs = Graphs(Recorder if GPU else Taped)
+            one = generator.generate([exact], sent(some))
+            scores[0], exact.graphs = torch.stack([h["score"] for s in one for h in s]), None
         assert words(one) == words(other)
         assert torch.allclose(*scores, atol=1e-4)
         assert [[h["steps"] for h in s] for s in one] == [[h["steps"] for h in s] for s in other]
@@ -109,7 +112,7 @@ def test_recordings_of_the_shipped_model_say_the_same_on_a_test_set(steps):
     net.graphs, net.embedding.generation_fast = Graphs(Recorder if GPU else Taped), False  # a GPU keeps no table
     found = [translator.translate(sources, steps=steps, batch_size=16) for translator in (exact, recorded)]
     assert sum(map(operator.eq, *found)) == len(sources) == 1000
-    assert len(net.graphs.recordings) < len(sources) / 16
+    assert 0 < len(net.graphs.recordings) < len(sources) / 16
 
 
 def test_a_recording_serves_all_batches_of_its_size():

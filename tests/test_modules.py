@@ -167,6 +167,22 @@ def test_packed_batches_give_what_padded_ones_give(pre_norm):
     assert torch.equal(target.select(torch.tensor([2, 0])).positions, target.positions[[10, 0, 1, 2]])
 
 
+def test_biases_are_of_the_precision_of_attention(monkeypatch):
+    """Which on a GPU is that of autocast, entered after a target was laid out."""
+    tokens, z, t, z_bar = inputs()
+    encoder, denoiser = networks()
+    source_mask, mask = torch.ones(3, 5, dtype=torch.bool), torch.ones(3, 7, dtype=torch.bool)
+    memory, shared = denoiser.memory(encoder(tokens, source_mask), source_mask), denoiser.target(mask)
+    seen = []
+    monkeypatch.setattr("fastdiss_fairseq.modules.target.attention_dtype", lambda x: torch.float64)
+    for layer in denoiser.layers:
+        monkeypatch.setattr(
+            layer, "forward", lambda x, layout, bias, _, other, *rest: seen.extend([bias.dtype, other.dtype]) or x
+        )
+    denoiser(z, denoiser.time(t), z_bar, shared, memory)
+    assert len(seen) == 2 * len(denoiser.layers) and set(seen) == {torch.float64}
+
+
 def test_memory_selects_sentences():
     layers = tuple(KeyValues(*torch.randn(2, 3, 4, 5, 2)) for _ in range(2))
     memory = Memory(layers, torch.randn(3, 1, 1, 5))
@@ -354,8 +370,3 @@ def test_lengths_come_with_their_log_probabilities():
     found, log_probs = LengthPredictor(DIM, 5).top(logits, source, 4, 64)
     expected = logits.log_softmax(-1).gather(1, found - source.unsqueeze(1) + 5)
     assert torch.equal(log_probs, expected) and (log_probs.diff(dim=1) <= 0).all()
-
-
-def test_beam_larger_than_the_number_of_offsets():
-    found, log_probs = LengthPredictor(DIM, 1).top(torch.zeros(2, 3), torch.tensor([5, 1]), 7, 64)
-    assert found.shape == log_probs.shape == (2, 7)

@@ -20,11 +20,13 @@ _MIX1 = -4658895280553007687
 _MIX2 = -7723592293110705685
 
 
-#: Keys while they are computed with: on a CPU in numpy, which gives torch's integers in a third of the time.
+#: Keys while they are computed with: on a CPU in numpy, which gives torch's integers, of few keys in a third of the time.
 Bits = Union[Tensor, np.ndarray]
 
-#: Products of keys are meant to overflow; numpy warns of that where they are single numbers.
-_overflows = np.errstate(over="ignore")
+
+def _overflows():
+    """Products of keys are meant to overflow; numpy warns of that where they are single numbers."""
+    return np.errstate(over="ignore")
 
 
 def _bits(key: Tensor) -> Bits:
@@ -48,7 +50,6 @@ def _mix(x: Bits) -> Bits:
 Part = Union[int, str, Tensor]
 
 
-@_overflows
 def fold(key: Tensor, *parts: Union[Part, Tuple[Part, ...]]) -> Tensor:
     """Derive a new key from ``key`` and further identifying parts.
 
@@ -61,9 +62,10 @@ def fold(key: Tensor, *parts: Union[Part, Tuple[Part, ...]]) -> Tensor:
     """
     bits = _bits(key)
     stack: Callable[..., Bits] = torch.stack if isinstance(bits, Tensor) else np.stack
-    for part in parts:
-        named = stack([_with(bits, one) for one in part]) if isinstance(part, tuple) else _with(bits, part)
-        bits = _mix(named + _GOLDEN)
+    with _overflows():
+        for part in parts:
+            named = stack([_with(bits, one) for one in part]) if isinstance(part, tuple) else _with(bits, part)
+            bits = _mix(named + _GOLDEN)
     return _tensor(bits)
 
 
@@ -102,13 +104,12 @@ def _unit(bits: Bits) -> Tensor:
     return (_tensor(bits >> 8).float() + 0.5) * 2.0**-24
 
 
-@_overflows
 def uniform(key: Tensor) -> Tensor:
     """One number in (0, 1] for each key: float32, the shape of ``key``."""
-    return _unit(_mix(_bits(key)) & 0xFFFFFFFF)
+    with _overflows():
+        return _unit(_mix(_bits(key)) & 0xFFFFFFFF)
 
 
-@_overflows
 def gaussian(key: Tensor, length: int, dim: int) -> Tensor:
     """Standard normal noise for each key, by the Box-Muller transform.
 
@@ -124,7 +125,7 @@ def gaussian(key: Tensor, length: int, dim: int) -> Tensor:
     """
     half = (dim + 1) // 2
     index = torch.arange(length * half, device=key.device)
-    bits = _mix(_with(_bits(key.unsqueeze(-1)), index) + _GOLDEN)
+    bits = _mix(_with(_bits(key.unsqueeze(-1)), index) + _GOLDEN)  # of no single number: numpy does not warn
     radius = (-2 * torch.log(_unit((bits >> 32) & 0xFFFFFFFF))).sqrt()
     angle = 2 * math.pi * _unit(bits & 0xFFFFFFFF)
     pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)

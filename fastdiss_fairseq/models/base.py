@@ -151,7 +151,8 @@ class FewStepModel(BaseFairseqModel):
         return bfloat16(device) if self.autocasts and not refused else contextlib.nullcontext()
 
     def quantise(self) -> None:
-        """Make the linear layers of all transformer layers int8, for decoding on a CPU."""
+        """Make the linear layers of all transformer layers int8, for decoding on a CPU; the rest is float32 then."""
+        self.autocasts = False
         for layers in (self.encoder.layers, self.denoiser.layers):
             int8_linears(layers)
 

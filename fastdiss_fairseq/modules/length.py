@@ -19,11 +19,11 @@ class LengthPredictor(nn.Module):
     def __init__(self, dim: int, max_offset: int):
         super().__init__()
         self.max_offset = max_offset
-        self.output = nn.Linear(dim, self.count)
+        self.output = nn.Linear(dim, self.offsets)
 
     @property
-    def count(self) -> int:
-        """How many lengths of a target there are for a source."""
+    def offsets(self) -> int:
+        """How many lengths of a target can be predicted for a source."""
         return 2 * self.max_offset + 1
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
@@ -37,7 +37,8 @@ class LengthPredictor(nn.Module):
         return F.cross_entropy(logits, offset + self.max_offset, reduction="none")
 
     def top(self, logits: Tensor, source: Tensor, beam: int, longest: int) -> Tuple[Tensor, Tensor]:
-        """The ``beam`` likeliest lengths of each sentence, likeliest first, and their log-probabilities: (B, beam) each.
+        """The ``beam`` likeliest lengths of each sentence, at most :attr:`offsets`, likeliest first, and their
+        log-probabilities: (B, beam) each.
 
         Lengths lie in [1, longest]; where fewer than ``beam`` of them can be predicted, the
         likeliest one is repeated.
@@ -47,7 +48,6 @@ class LengthPredictor(nn.Module):
         lengths = source.unsqueeze(1) + offsets
         possible = (lengths >= 1) & (lengths <= longest)
         scores = log_probs.masked_fill(~possible, -float("inf"))
-        values, best = scores.topk(min(beam, scores.size(1)), dim=1)
+        values, best = scores.topk(beam, dim=1)
         best = torch.where(values == -float("inf"), best[:, :1], best)
-        best = torch.cat((best, best[:, :1].expand(-1, beam - best.size(1))), dim=1)
         return lengths.clamp(1, longest).gather(1, best), log_probs.gather(1, best)

@@ -75,12 +75,13 @@ class Layout(NamedTuple):
         return pad(x, (0, 0, 0, 1))[self.places].view(*self.mask.shape, -1)
 
 
-def attention_bias(mask: Tensor, x: Tensor) -> Tensor:
-    """What attention from x adds to its scores, (S, 1, 1, L): nothing where ``mask`` (S, L) is True, else minus infinity.
+def attention_bias(mask: Tensor, like: Tensor) -> Tensor:
+    """What attention adds to its scores, (S, 1, 1, L): nothing where ``mask`` (S, L) is True, else minus infinity; in the
+    precision of attention on tensors ``like`` that.
 
     Attention would make it of a boolean mask, too, but once in each layer.
     """
-    bias = torch.zeros(mask.shape, dtype=attention_dtype(x), device=mask.device)
+    bias = torch.zeros(mask.shape, dtype=attention_dtype(like), device=mask.device)
     return bias.masked_fill(~mask, -float("inf"))[:, None, None]
 
 

@@ -101,7 +101,7 @@ class FastDiSSTask(TranslationTask):
 
     def _say_what_is_cut(self, lengths) -> None:
         """Warn where sources of these ``lengths`` are longer than what is read."""
-        limit = self.cfg.max_source_positions
+        limit = self.longest_source
         long = sum(length > limit for length in lengths)
         if long:
             logger.warning(f"cut to --max-source-positions, {limit} tokens: {long} of {len(lengths)} sentences")
@@ -110,7 +110,7 @@ class FastDiSSTask(TranslationTask):
         """Let batches be made by the tokens that the model reads of each sentence, so that an over-long one, which it
         cuts, takes no more room than another."""
         self._say_what_is_cut(dataset.src_sizes)
-        dataset.src_sizes = dataset.src_sizes.clip(max=self.cfg.max_source_positions)
+        dataset.src_sizes = dataset.src_sizes.clip(max=self.longest_source)
         if dataset.tgt_sizes is not None:
             dataset.tgt_sizes = dataset.tgt_sizes.clip(max=self.cfg.max_target_positions)
 
@@ -209,11 +209,9 @@ class FastDiSSTask(TranslationTask):
         check_models(models[:1], "score")
         decoding = resolve(self.cfg, args, models[0].process, models[0].presets)
         check_models(models, decoding.choice)
-        lengths = models[0].length.count
-        if decoding.length_beam > lengths:
-            raise FastDiSSError(
-                f"--length-beam {decoding.length_beam}, but the model predicts one of {lengths} lengths"
-            )
+        beam, lengths = decoding.length_beam, models[0].length.offsets
+        if beam > lengths:
+            raise FastDiSSError(f"{beam} candidate lengths (--length-beam), but the model predicts one of {lengths}")
         logger.info(f"decoding: {decoding}")
         ignored = without_effect(self.cfg, args, decoding)
         if ignored:
@@ -261,11 +259,11 @@ class FastDiSSTask(TranslationTask):
         codes = os.path.join(utils.split_paths(self.cfg.data)[0], "codes")
         if self.text_bpe is None and os.path.isfile(codes):
             warn_once(f"if the input is raw text, add --tokenizer moses --bpe subword_nmt --bpe-codes {codes}")
-        lines = [readable(line, self.cfg.max_source_positions) for line in lines]
+        lines = [readable(line, self.longest_source) for line in lines]
         return super().get_interactive_tokens_and_lengths(lines, encode_fn)
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
-        limit = self.cfg.max_source_positions
+        limit = self.longest_source
         self._say_what_is_cut(src_lengths)
         src_tokens = [tokens[:limit] for tokens in src_tokens]
         src_lengths = [min(length, limit) for length in src_lengths]
