@@ -4,8 +4,8 @@
 #
 #   tables.sh TABLE...
 #
-# TABLE: teacher longer trained one_time_trained one_time one_time_weight paper_setting solvers mixed_times objective
-#        latent noise_factor self_conditioning_prob choices early_exit shipped shipped_training repeats candidates rerank cmlm_teacher
+# TABLE: teacher longer trained one_time_trained one_time one_time_weight paper_setting paper_choices solvers mixed_times
+#        objective latent noise_factor self_conditioning_prob choices early_exit shipped shipped_training repeats candidates rerank cmlm_teacher
 # OUTPUT=runs/tables  DEVICE=--cpu (empty: a GPU)  JOBS=2  DRY_RUN=1: print the commands
 # What starts from an earlier shipped model takes it from this repository's history.
 set -euo pipefail
@@ -93,6 +93,7 @@ ablated() {
 four=(standard scp mans scp+mans)
 plain="--no-scp --no-mans"
 earlier="--mixed-times 0.5 --diffusion-loss-weight 1"
+paper="--mixed-times 0 --self-conditioning-estimate direct --diffusion-loss-weight 1"
 
 # distil: the teacher and its targets, where they are not there.
 distil() {
@@ -155,13 +156,19 @@ for table in "$@"; do
             sweep valid --steps 1 2 5 10 20 --solver renoise ddim --estimate expected direct
             ;;
         paper_setting) # one time for all tokens, the network's own estimates, DDIM
-            seeds=(2 3)
-            train "$distilled" "$(recipe 1800) --mixed-times 0 --self-conditioning-estimate direct --diffusion-loss-weight 1" "${four[@]}"
+            seeds=(1 2 3)
+            train "$distilled" "$(recipe 1800) $paper" "${four[@]}"
             sweep valid --steps 1 2 5 20 --solver ddim renoise --estimate direct --told-noise-factor 4 8 --baseline standard
             sweep valid --steps 1 2 5 20 --solver ddim renoise --estimate expected --baseline standard
             sweep test --steps 1 2 3 5 10 20 --solver ddim --estimate direct --told-noise-factor 4 8 --baseline standard
             sweep test --steps 2 5 20 --solver ddim --estimate direct --told-noise-factor 4 8 --self-conditioning recompute --baseline standard
             sweep test --steps 2 5 20 --solver ddim --estimate direct --told-noise-factor 4 --self-conditioning none --baseline standard
+            ;;
+        paper_choices) # from paper_setting's standard system
+            train "$distilled" "$(recipe 600 5e-4 50) $paper --finetune-from-model $output/paper_setting/standard-seed2/checkpoint_last.pt" standard scp \
+                "gamma-half=--scp-rule gamma --scp-gamma 0.5 --no-mans" "gamma=--scp-rule gamma --no-mans" "late=--scp-budgets 10,20 --no-mans" \
+                "fresh=--scp-coupling fresh --no-mans" "two-hops=--scp-hops 2 --no-mans" "beta-2-from-0=--no-scp --mans-start 0"
+            sweep valid --steps 1 2 5 20 --solver ddim --estimate direct --told-noise-factor 4 8 --baseline standard
             ;;
         solvers) # of the models of one_time
             seeds=(2) trained=one_time
