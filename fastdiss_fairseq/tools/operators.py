@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Operators(TorchDispatchMode):
-    """Counts operators that compute or copy; those that only view are left out."""
+    """Counts operators that compute or copy; those that only view are left out, and what numpy computes on a CPU: keys of
+    the noise."""
 
     count = 0
 
