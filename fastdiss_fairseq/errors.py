@@ -48,11 +48,13 @@ def explanation(error: BaseException) -> Optional[str]:
     missing = re.match(r"Error merging override \w+\.(\w+)=null", str(error))
     if missing:
         return f"--{missing.group(1).replace('_', '-')} must be given with these options"
+    if not isinstance(error, (RuntimeError, AssertionError, ValueError)):
+        return None
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # the hook's errors have been raised
     if isinstance(error, RuntimeError) and frame.f_code.co_name == "parse_args_and_arch":  # says nothing
         return "--arch must be given, such as --arch fastdiss_tiny"
-    refused = isinstance(error, (AssertionError, ValueError)) and str(error)
-    return str(error) if refused and _looks_at_options(frame.f_code) else None
+    refused = isinstance(error, (AssertionError, ValueError)) and _looks_at_options(frame.f_code)
+    return (str(error) or None) if refused else None
 
 
 def _looks_at_options(code: CodeType) -> bool:
