@@ -93,6 +93,8 @@ ablated() {
 four=(standard scp mans scp+mans)
 plain="--no-scp --no-mans"
 earlier="--mixed-times 0.5 --diffusion-loss-weight 1"
+early="beta-2-from-0=--no-scp --mans-start 0"
+paper_decoding=(--steps 1 2 5 20 --solver ddim --estimate direct --told-noise-factor 4 8)
 paper="--mixed-times 0 --self-conditioning-estimate direct --diffusion-loss-weight 1"
 
 # distil: the teacher and its targets, where they are not there.
@@ -167,8 +169,14 @@ for table in "$@"; do
         paper_choices) # from paper_setting's standard system
             train "$distilled" "$(recipe 600 5e-4 50) $paper --finetune-from-model $output/paper_setting/standard-seed2/checkpoint_last.pt" standard scp \
                 "gamma-half=--scp-rule gamma --scp-gamma 0.5 --no-mans" "gamma=--scp-rule gamma --no-mans" "late=--scp-budgets 10,20 --no-mans" \
-                "fresh=--scp-coupling fresh --no-mans" "two-hops=--scp-hops 2 --no-mans" "beta-2-from-0=--no-scp --mans-start 0"
-            sweep valid --steps 1 2 5 20 --solver ddim --estimate direct --told-noise-factor 4 8 --baseline standard
+                "fresh=--scp-coupling fresh --no-mans" "two-hops=--scp-hops 2 --no-mans" "$early"
+            sweep valid "${paper_decoding[@]}" --baseline standard
+            for seed in 1 3; do
+                trained=paper_choices_from_$seed base=$output/paper_setting/standard$([[ $seed == 1 ]] || echo "-seed$seed")
+                train "$distilled" "$(recipe 600 5e-4 50) $paper --finetune-from-model $base/checkpoint_last.pt" standard "$early"
+                decode "from_$seed" valid --path "$output/$trained/standard/checkpoint_last.pt" "$output/$trained/beta-2-from-0/checkpoint_last.pt" \
+                    --systems standard beta-2-from-0 "${paper_decoding[@]}" --baseline standard
+            done
             ;;
         solvers) # of the models of one_time
             seeds=(2) trained=one_time
