@@ -51,10 +51,10 @@ def explanation(error: BaseException) -> Optional[str]:
     if not isinstance(error, (RuntimeError, AssertionError, ValueError)):
         return None
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # the hook's errors have been raised
-    if isinstance(error, RuntimeError) and frame.f_code.co_name == "parse_args_and_arch":  # says nothing
-        return "--arch must be given, such as --arch fastdiss_tiny"
-    refused = isinstance(error, (AssertionError, ValueError)) and _looks_at_options(frame.f_code)
-    return (str(error) or None) if refused else None
+    if isinstance(error, RuntimeError):  # fairseq's without an architecture says nothing
+        unnamed = frame.f_code.co_name == "parse_args_and_arch"
+        return "--arch must be given, such as --arch fastdiss_tiny" if unnamed else None
+    return (str(error) or None) if _looks_at_options(frame.f_code) else None
 
 
 def _looks_at_options(code: CodeType) -> bool:

@@ -18,28 +18,24 @@ output=${1:-runs/gpu}
 cd "$root"
 data=data-bin/multi30k_de_en model=models/multi30k_de_en/model.pt failed=0
 
-run() {
-    if [[ -n ${DRY_RUN:-} ]]; then
-        printf '%q ' "$@"
-        echo
-    else
-        "$@" || failed=1
-    fi
+part() {
+    run "$@" || failed=1
 }
 
 benchmark() {
-    run fastdiss-benchmark "$data" --path "$model" --output "$output" "$@"
+    part fastdiss-benchmark "$data" --path "$model" --output "$output" "$@"
 }
 
 baselines=()
 for name in AR NAT CMLM LEVT; do
     [[ -z ${!name:-} ]] || baselines+=("--${name,,}" "${!name}")
 done
-[[ -n ${DRY_RUN:-} ]] || "$python" -c "import torch; exit(not torch.cuda.is_available())" || die "torch sees no GPU here"
+[[ -n ${DRY_RUN:-} ]] || "$python" -c "import torch; exit(not torch.cuda.is_available())" 2> /dev/null ||
+    die "there is no torch that sees a GPU (is the environment active? . .venv/bin/activate)"
 run bash examples/translation/multi30k/prepare.sh
-run "$python" -m pytest -q tests/test_graphs.py tests/test_optim.py tests/test_half_precision.py
+part "$python" -m pytest -q tests/test_graphs.py tests/test_optim.py tests/test_half_precision.py
 benchmark --parts agreement --variants cuda_graphs compile bf16 --steps 1 2 5 20 --batch-sizes 64
-run fairseq-generate "$data" --user-dir fastdiss_fairseq --task fastdiss --path "$model" --decoding-steps 5 \
+part fairseq-generate "$data" --user-dir fastdiss_fairseq --task fastdiss --path "$model" --decoding-steps 5 \
     --decoding-cuda-graphs --num-workers 1 --batch-size 16 --results-path "$output/generate"
 benchmark --parts decoding step --variants cuda_graphs bf16 --steps 1 2 5 10 20 50 "${baselines[@]}"
 benchmark --parts training optimizer --rounds 20 "${baselines[@]}"

@@ -25,6 +25,16 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     exit
 fi
 
+# run COMMAND...: does it, or prints it where DRY_RUN says so.
+run() {
+    if [[ -n ${DRY_RUN:-} ]]; then
+        printf '%q ' "$@"
+        echo
+    else
+        "$@"
+    fi
+}
+
 # workers DEVICE: how many processes make batches: none beside a CPU's own work; one for a GPU, which would wait for them.
 workers() {
     if [[ ${1:-} == --cpu ]]; then echo 0; else echo 1; fi

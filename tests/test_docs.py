@@ -170,7 +170,11 @@ def test_the_script_for_a_gpu_says_that_there_is_none():
     done = subprocess.run(
         ["bash", str(ROOT / "scripts" / "check_gpu.sh")], env=environment, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "check_gpu.sh: torch sees no GPU here\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "",
+        "check_gpu.sh: there is no torch that sees a GPU (is the environment active? . .venv/bin/activate)\n",
+    )
 
 
 def test_the_documentation_has_commands():

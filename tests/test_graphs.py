@@ -15,6 +15,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from conftest import ROOT
 from helpers import batch, flow_model, model, sentences, task
 from pretend_device import available, register, send, waits
 from tape import Taped
@@ -34,7 +35,6 @@ from fastdiss_fairseq.translator import FastDiSS
 SOURCES = sentences(24, seed=5)
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-ROOT = Path(__file__).parents[1]
 TEST_SET = Path(os.environ.get("MULTI30K") or ROOT.parent / "shared" / "data" / "multi30k") / "test_2016_flickr.de.gz"
 WAYS = [
     (model, {}),

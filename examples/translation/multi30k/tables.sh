@@ -24,15 +24,6 @@ seeds=(1)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 cd "$root"
 
-run() {
-    if [[ -n ${DRY_RUN:-} ]]; then
-        printf '%q ' "$@"
-        echo
-    else
-        "$@"
-    fi
-}
-
 # recipe UPDATES [LEARNING_RATE WARMUP]: options of a training from scratch (or, with the last two, of one from weights).
 recipe() {
     echo "--arch fastdiss_tiny --optimizer adam --adam-betas '(0.9,0.98)' --lr ${2:-2e-3} --clip-norm 1" \
