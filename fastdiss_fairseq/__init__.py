@@ -19,6 +19,7 @@ compat.name_numpy_modules()
 compat.allow_checkpoint_classes()
 compat.attend_without_cudnn()
 compat.drop_duplicate_parameters()
+compat.let_tasks_be_copied()
 compat.name_all_paths(__path__)
 
 from . import criterions, models, optim, tasks  # noqa: E402,F401  (registration)

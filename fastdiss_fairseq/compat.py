@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+from fairseq.tasks.fairseq_task import StatefulContainer
 
 from .errors import FastDiSSError
 
@@ -174,8 +175,17 @@ def compile_calls(module: torch.nn.Module) -> None:
 
 
 def before_loading(module: torch.nn.Module, check) -> None:
-    """Call ``check(module, state_dict)`` before ``module.load_state_dict`` looks at any shape."""
-    module._register_load_state_dict_pre_hook(lambda state, *rest: check(module, state))
+    """Call ``check(module, state_dict)`` before ``module.load_state_dict``, or that of a copy, looks at any shape."""
+    module._register_load_state_dict_pre_hook(functools.partial(_first_two, check), with_module=True)
+
+
+def _first_two(check, module: torch.nn.Module, state: dict, *rest) -> None:
+    check(module, state)
+
+
+def let_tasks_be_copied() -> None:
+    """Let tasks be copied and pickled: fairseq asks a task's state for attributes before it has any, for ever."""
+    StatefulContainer._state, StatefulContainer._factories = {}, {}
 
 
 def name_all_paths(package_path: list) -> None:

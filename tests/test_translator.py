@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -238,6 +239,17 @@ def test_a_model_of_other_linear_layers_takes_no_weights(model):
     changed.translate(SENTENCES[:1])
     with pytest.raises(FastDiSSError, match="takes no other weights"):
         changed.models[0].load_state_dict(model.models[0].state_dict())
+
+
+def test_a_copy_is_a_model_of_its_own(model):
+    weights = model.models[0].state_dict()
+    original = FastDiSS.from_pretrained(BUNDLE, decoding_int8=True)
+    changed = copy.deepcopy(original)
+    assert changed.translate(SENTENCES) == FastDiSS.from_pretrained(BUNDLE, decoding_int8=True).translate(SENTENCES)
+    with pytest.raises(FastDiSSError, match="takes no other weights"):
+        changed.models[0].load_state_dict(weights)
+    original.models[0].load_state_dict(weights)
+    assert copy.deepcopy(model).translate(SENTENCES) == model.translate(SENTENCES)
 
 
 def test_a_loaded_model_can_be_trained_on_and_is_decoded_as_it_stands():
