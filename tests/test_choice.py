@@ -51,13 +51,14 @@ def random_candidates(sentences, candidates, longest, vocabulary, seed, shortest
 
 
 @pytest.mark.parametrize("vocabulary", [5, 6, 9, 30_000])
-@pytest.mark.parametrize("longest", [1, 3, 12])
+@pytest.mark.parametrize("longest", [1, 3, 4, 12])
 @pytest.mark.parametrize("candidates", [2, 5])
 def test_mbr_equals_the_slow_reference(candidates, longest, vocabulary):
     sentences = random_candidates(8, candidates, longest, vocabulary, seed=longest)
     found = mbr(*tensors(sentences), [EOS])
     expected = torch.tensor([slow_mbr(candidates) for candidates in sentences]).double()
     assert torch.allclose(found.double(), expected, atol=1e-6)
+    assert torch.equal(mbr(*tensors(sentences, ends=False), []), found)
 
 
 def test_mbr_sees_near_copies():

@@ -95,4 +95,4 @@ def autoregressive_score(model, src_tokens: Tensor, tokens: Tensor, mask: Tensor
         decoded = model.decoder(previous[some, :longest], encoder_out=its_source)
         log_probs = model.get_normalized_probs(decoded, log_probs=True).float()
         each[some, :longest] = log_probs.gather(2, output[some, :longest].unsqueeze(2)).squeeze(2)
-    return mean_log_probability(each.view(tokens.shape).masked_fill(~mask, 0), mask)
+    return mean_log_probability(each.view(tokens.shape), mask)

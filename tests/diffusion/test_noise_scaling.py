@@ -67,6 +67,8 @@ def test_fractions_and_updates_mix_and_max_update_is_not_needed_for_updates():
     table = PhaseTable((2, 3), (700,), start=0.5, max_update=1000)
     assert scales_over(table, (500, 700)) == [(1, 2), (2, 3)]
     assert PhaseTable((2, 3), (700,), start=0, max_update=0)(0) == 2
+    assert scales_over(PhaseTable((2, 3), (1,), start=2 / 3, max_update=9), (6, 9)) == [(1, 2), (2, 3)]
+    assert scales_over(PhaseTable((2,), (), start=2, max_update=9), (2,)) == [(1, 2)]
 
 
 def test_one_phase_from_the_first_update():
