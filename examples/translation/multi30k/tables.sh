@@ -4,8 +4,8 @@
 #
 #   tables.sh TABLE...
 #
-# TABLE: teacher longer trained one_time_trained one_time one_time_weight paper_setting paper_choices solvers mixed_times
-#        objective latent noise_factor self_conditioning_prob choices early_exit shipped shipped_training repeats candidates rerank cmlm_teacher
+# TABLE: teacher longer trained one_time_trained one_time one_time_weight paper_setting paper_choices paper_mans_start
+#        mans_start solvers mixed_times objective latent noise_factor self_conditioning_prob choices early_exit shipped shipped_training repeats candidates rerank cmlm_teacher
 # OUTPUT=runs/tables  DEVICE=--cpu (empty: a GPU)  JOBS=2  DRY_RUN=1: print the commands
 # What starts from an earlier shipped model takes it from this repository's history.
 set -euo pipefail
@@ -85,6 +85,7 @@ four=(standard scp mans scp+mans)
 plain="--no-scp --no-mans"
 earlier="--mixed-times 0.5 --diffusion-loss-weight 1"
 early="beta-2-from-0=--no-scp --mans-start 0"
+from_0=("mans-from-0=--no-scp --mans-start 0" "scp+mans-from-0=--mans-start 0")
 paper_decoding=(--steps 1 2 5 20 --solver ddim --estimate direct --told-noise-factor 4 8)
 paper="--mixed-times 0 --self-conditioning-estimate direct --diffusion-loss-weight 1"
 
@@ -167,6 +168,26 @@ for table in "$@"; do
                 train "$distilled" "$(recipe 600 5e-4 50) $paper --finetune-from-model $base/checkpoint_last.pt" standard "$early"
                 decode "from_$seed" valid --path "$output/$trained/standard/checkpoint_last.pt" "$output/$trained/beta-2-from-0/checkpoint_last.pt" \
                     --systems standard beta-2-from-0 "${paper_decoding[@]}" --baseline standard
+            done
+            ;;
+        paper_mans_start) # MANS from the first update on, beside paper_setting's systems
+            seeds=(1 2 3) trained=paper_setting
+            train "$distilled" "$(recipe 1800) $paper" standard mans scp+mans "${from_0[@]}"
+            sweep valid "${paper_decoding[@]}" --baseline standard
+            sweep valid --steps 1 2 5 20 --solver ddim --estimate expected --baseline standard
+            sweep test --steps 1 2 3 5 10 20 --solver ddim --estimate direct --told-noise-factor 4 8 --baseline standard
+            ;;
+        mans_start) # the same with the present defaults, beside evidence.sh's systems
+            seeds=(1 2 3)
+            train "$original" "$(recipe 1800)" "${from_0[0]}"
+            names=() paths=()
+            for seed in "" -seed2 -seed3; do
+                ablated "standard$seed" "mans$seed"
+                names+=(standard mans mans-from-0)
+                paths+=("runs/ablation/standard$seed/checkpoint_last.pt" "runs/ablation/mans$seed/checkpoint_last.pt" "$output/$table/mans-from-0$seed/checkpoint_last.pt")
+            done
+            for subset in valid test; do
+                decode $subset $subset --path "${paths[@]}" --systems "${names[@]}" --steps 1 2 3 5 10 20 --baseline standard
             done
             ;;
         solvers) # of the models of one_time
