@@ -2,10 +2,14 @@
 
 import itertools
 import json
+import queue
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -537,6 +541,63 @@ def test_a_training_of_another_seed_or_other_options_is_not_taken_for_this_one(d
         trained(train="--arch fastdiss_tiny --lr 2")
 
 
+@pytest.mark.parametrize(
+    "visible, count, expected",
+    [
+        ("2,3", 2, ["2", "3", "2"]),
+        (None, 2, ["0", "1", "0"]),
+        ("GPU-a, GPU-b", 2, ["GPU-a", "GPU-b", "GPU-a"]),
+        ("5", 1, ["5"] * 3),
+    ],
+)
+def test_each_training_at_a_time_has_one_of_the_gpus_that_are_seen(visible, count, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in ablate.environments(3).queue] == expected
+
+
+def test_a_gpu_that_is_free_again_is_the_next(monkeypatch):
+    where, begun = {}, threading.Event()
+
+    def train(args, run, environment):
+        where[run] = environment
+        if run == 0:  # goes on until the others have ended
+            begun.wait(10)
+        if run == 3:
+            begun.set()
+        return Namespace(folder=Path("x"))
+
+    monkeypatch.setattr(ablate, "train", train)
+    monkeypatch.setattr(ablate, "environments", lambda jobs: queue_of("a", "b"))
+    ablate.train_all(Namespace(jobs=2), [0, 1, 2, 3])
+    assert where[1] == where[2] == where[3] != where[0]
+
+
+def queue_of(*items):
+    found = queue.Queue()
+    for item in items:
+        found.put(item)
+    return found
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, FastDiSSError])
+def test_an_ablation_that_is_interrupted_begins_no_more_trainings(error, monkeypatch):
+    begun = []
+
+    def train(args, run, environment):
+        begun.append(run)
+        if run == 0:
+            raise error
+        time.sleep(0.5)
+
+    monkeypatch.setattr(ablate, "train", train)
+    with pytest.raises(error):
+        ablate.train_all(Namespace(jobs=1), [0, 1, 2, 3])
+    assert len(begun) <= 2
+
+
 def test_a_finished_ablation_trains_nothing_again(ablated):
     folder, arguments = ablated
     checkpoints = sorted(folder.glob("*/checkpoint_last.pt"))
@@ -557,6 +618,7 @@ def test_a_finished_ablation_trains_nothing_again(ablated):
             ["--train", "--arch fastdiss_tiny", "--variant", "late=--scp-budgets 10 20"],
             "for late: unrecognized arguments: 20",
         ),
+        (["--train=--help"], "--train for standard: "),
         (["--train", "--lr 1"], "--arch must be given, such as --arch fastdiss_tiny"),
         (["--train", "--arch fastdiss_tiny --max-tokens 0"], "training of standard failed"),
         (["--train", "--arch fastdiss_tiny", "--jobs", 0], "--jobs must be at least 1"),

@@ -14,12 +14,15 @@ import argparse
 import contextlib
 import io
 import os
+import queue
 import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
+
+import torch
 
 from fairseq.options import get_training_parser, parse_args_and_arch
 
@@ -117,25 +120,26 @@ def trainings(args) -> List[Training]:
 
 
 def command(args, training: Training) -> List[str]:
-    """fairseq-train for one run: of options that occur twice the last counts, so the user's go before what is the same
-    always, and a system's before the user's."""
+    """fairseq-train for one run: of options that occur twice the last counts, so the user's override what is the same
+    always, and a system's the user's."""
     own = ["--user-dir", PLUGIN, "--save-dir", str(training.folder), "--seed", str(training.seed)]
     always = ["--task", "fastdiss", "--criterion", "fastdiss_loss", "--log-format", "simple", "--no-epoch-checkpoints"]
     executable = [sys.executable, "-m", "fairseq_cli.train", str(args.data)]
     return [*executable, *own, *always, *words_of("--train", args.train), *training.options]
 
 
-def environment(number: int) -> dict:
-    """One GPU a run where there are several; on a CPU waiting threads that do not spin."""
-    import torch
+def environments(jobs: int) -> "queue.Queue[dict]":
+    """What ``jobs`` trainings at a time run in: where this process sees several GPUs one of them each, in turn; on a CPU
+    waiting threads that do not spin."""
+    variables, count, free = {"OMP_WAIT_POLICY": "passive", **os.environ}, torch.cuda.device_count(), queue.Queue()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    for number in range(jobs):
+        own = {"CUDA_VISIBLE_DEVICES": visible[number % count].strip()} if count > 1 else {}
+        free.put({**variables, **own})
+    return free
 
-    variables = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    if torch.cuda.device_count() > 1:
-        variables["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
-    return variables
 
-
-def train(args, training: Training, number: int) -> Training:
+def train(args, training: Training, environment: dict) -> Training:
     """Run or resume one training; its log goes to ``train.log`` in its folder, its options to ``options.json``.
 
     Raises:
@@ -151,7 +155,7 @@ def train(args, training: Training, number: int) -> Training:
     log = training.folder / "train.log"
     with open(log, "ab") as stream:
         line = command(args, training)
-        done = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT, env=environment(number))
+        done = subprocess.run(line, stdout=stream, stderr=subprocess.STDOUT, env=environment)
     if done.returncode != 0:
         raise FastDiSSError(f"training of {training.folder.name} failed (exit code {done.returncode}): see {log}")
     if not training.checkpoint.exists():
@@ -167,13 +171,22 @@ def settings(args, training: Training) -> dict:
 
 
 def train_all(args, runs: List[Training]) -> None:
-    """``args.jobs`` at a time; after a failure no new ones are started."""
+    """``args.jobs`` at a time; after a failure, or when interrupted, no new ones are started."""
+    free = environments(args.jobs)
+
+    def train_in_a_free_one(run: Training) -> Training:
+        environment = free.get()
+        try:
+            return train(args, run, environment)
+        finally:
+            free.put(environment)
+
     with ThreadPoolExecutor(args.jobs) as pool:
-        waiting = [pool.submit(train, args, run, number) for number, run in enumerate(runs)]
+        waiting = [pool.submit(train_in_a_free_one, run) for run in runs]
         try:
             for done in as_completed(waiting):
                 print(f"trained: {done.result().folder.name}", flush=True)
-        except FastDiSSError:
+        except BaseException:
             for future in waiting:
                 future.cancel()
             raise
@@ -194,7 +207,7 @@ def check_trainings(args, runs: List[Training]) -> None:
             with contextlib.redirect_stderr(said):
                 parse_args_and_arch(get_training_parser(), command(args, run)[3:])
         except SystemExit:
-            why = said.getvalue().splitlines()[-1].split("error: ", 1)[-1]
+            why = (said.getvalue().splitlines() or ["no options of a training"])[-1].split("error: ", 1)[-1]
             raise FastDiSSError(f"--train for {run.folder.name}: {why}") from None
 
 
