@@ -15,6 +15,11 @@ class FastDiSSError(ValueError):
     """A mistake that the user can mend; commands show it as one line."""
 
 
+def flag(name: str) -> str:
+    """An option's name on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def install_error_hook() -> None:
     """Let commands end in one line instead of a traceback where the user can mend the mistake."""
     shown_by_default = sys.excepthook
@@ -47,7 +52,7 @@ def explanation(error: BaseException) -> Optional[str]:
         return "--tokenizer moses needs to know the languages: give -s and -t, such as -s de -t en"
     missing = re.match(r"Error merging override \w+\.(\w+)=null", str(error))
     if missing:
-        return f"--{missing.group(1).replace('_', '-')} must be given with these options"
+        return f"{flag(missing.group(1))} must be given with these options"
     if not isinstance(error, (RuntimeError, AssertionError, ValueError)):
         return None
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # the hook's errors have been raised

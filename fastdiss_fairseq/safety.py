@@ -23,7 +23,7 @@ from fairseq.trainer import Trainer
 
 from .compat import read_lazily
 from .diffusion.noise_scaling import is_fraction
-from .errors import FastDiSSError
+from .errors import FastDiSSError, flag
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def changed_options(before: dict, now) -> List[str]:
     not those that the groups share with others (updates, seed, languages)."""
     shared = {name for group in ("common", "optimization", "task") for name in now[group]}
     return [
-        f"--{name.replace('_', '-')} {before[group][name]}, now {value}"
+        f"{flag(name)} {before[group][name]}, now {value}"
         for group in ("model", "criterion")
         for name, value in now[group].items()
         if name in (before.get(group) or {}) and name not in shared and before[group][name] != value

@@ -20,7 +20,18 @@ from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, gener
 
 from fastdiss_fairseq import loading
 from fastdiss_fairseq.errors import FastDiSSError
-from fastdiss_fairseq.tools import ablate, contrasts, decoding_speed, export, report, rows, scoring, speed_report, sweep
+from fastdiss_fairseq.tools import (
+    ablate,
+    benchmark,
+    contrasts,
+    decoding_speed,
+    export,
+    report,
+    rows,
+    scoring,
+    speed_report,
+    sweep,
+)
 from fastdiss_fairseq.bundle import sha256
 from fastdiss_fairseq.tools.command import run_as_command
 from fastdiss_fairseq.tools.records import Records, circumstances, count_parameters
@@ -126,16 +137,18 @@ def test_unknown_metrics_are_named():
 
 def test_records_are_found_again(tmp_path):
     path = tmp_path / "results.json"
-    records = Records(path, ["system", "steps"])
+    records = Records(path, ["system", "steps"], "value")
     for steps, value in ((1, 3.0), (2, 4.0), (1, 5.0)):
         records.add({"system": "a", "steps": steps, "value": value})
-    again = Records(path, ["system", "steps"])
+    again = Records(path, ["system", "steps"], "value")
     assert [(r["steps"], r["value"]) for r in again] == [(1, 5.0), (2, 4.0)]
     assert again.get({"system": "a", "steps": 2, "value": 9})["value"] == 4.0
     assert again.get({"system": "b", "steps": 2}) is None
+    with pytest.raises(FastDiSSError, match="the results of another command: take another folder"):
+        Records(path, ["system"], "scores")
     path.write_text("[{")
     with pytest.raises(FastDiSSError, match="no results file"):
-        Records(path, ["system"])
+        Records(path, ["system"], "value")
 
 
 # Sweep
@@ -154,7 +167,7 @@ def swept(data, text, checkpoint, tmp_path_factory):
 
 def test_sweep_agrees_with_generate(swept, data, text, checkpoint):
     folder, _, _ = swept
-    records = Records(folder / "results.json", sweep.KEY_FIELDS)
+    records = Records(folder / "results.json", sweep.KEY_FIELDS, "scores")
     record = next(r for r in records if (r["system"], r["steps"], r["self_conditioning"]) == ("a", 3, "previous"))
     hypotheses = (folder / "hypotheses").glob("*-test-a-7-3-previous-*")
     output = generate(data, checkpoint, "--decoding-steps", 3, "--seed", 1).stdout
@@ -918,11 +931,11 @@ def test_the_benchmark_says_where_paths_agree(data, checkpoint, tmp_path):
     assert "| fastdiss, K = 3, reference path | 100.0 |" in done.stdout
 
 
-def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, transformer, tmp_path):
+def test_benchmark_times_all_systems_on_the_same_batches(data, text, checkpoint, transformer, tmp_path):
     options = [
         "--steps",
         1,
-        5,
+        4,
         "--candidates",
         1,
         3,
@@ -948,12 +961,12 @@ def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, trans
             ("bf16", 1, 1),
             ("fast", 1, 3),
             ("bf16", 1, 3),
-            ("fast", 5, 1),
-            ("reference", 5, 1),
-            ("bf16", 5, 1),
-            ("fast", 5, 3),
-            ("reference", 5, 3),
-            ("bf16", 5, 3),
+            ("fast", 4, 1),
+            ("reference", 4, 1),
+            ("bf16", 4, 1),
+            ("fast", 4, 3),
+            ("reference", 4, 3),
+            ("bf16", 4, 3),
         ]
         stock = [(f"ar, beam {beam}", "fairseq", None, None) for beam in (1, 5)]
         assert found == [("fastdiss", *rest) for rest in ours] + stock
@@ -966,14 +979,35 @@ def test_benchmark_times_all_systems_on_the_same_batches(data, checkpoint, trans
     steps = [r for r in records if r["benchmark"] == "step"]
     assert [(r["batch"], r["path"]) for r in steps] == list(itertools.product((1, 4, "tokens"), ("fast", "reference")))
     assert all(0 <= r["padding"] < 1 for r in steps)
-    assert "| fastdiss, K = 5, 3 candidates, reference path |" in done.stdout
+    assert "| fastdiss, K = 4, 3 candidates, reference path |" in done.stdout
     evaluations = {r["system"]: set() for r in decoding}
     for r in decoding:
         evaluations[r["system"]].add(r["evaluations"] - (r["steps"] or 0))
     assert evaluations["fastdiss"] == {0} and all(2 <= tokens for tokens in evaluations["ar, beam 5"])
-    assert "| fastdiss, 3 candidates | 4 | 1 5 |" in done.stdout  # time as a + b K
+    assert "| fastdiss, 3 candidates | 4 | 1 4 |" in done.stdout  # time as a + b K
     if find_spec("matplotlib"):
         assert all((tmp_path / f"latency_by_steps.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
     assert_one_line_error(
         tool("benchmark", data, "--path", "no", "--output", tmp_path, check=False), "no checkpoint no"
     )
+    other = ["--path", transformer, "--output", tmp_path, "--parts", "choice", "--cpu"]
+    assert_one_line_error(tool("benchmark", data, *other, check=False), "holds other work: checkpoint_sha256 differ")
+    into_here = ["--path", checkpoint, "--reference", text / "test.tgt", "--output", tmp_path, "--cpu"]
+    assert_one_line_error(tool("sweep", data, *into_here, check=False), "holds the results of another command")
+
+
+@pytest.mark.parametrize("option", ["--steps", "--candidates", "--batch-sizes", "--max-tokens", "--rounds"])
+def test_the_benchmark_counts_from_one(option, data, tmp_path):
+    with pytest.raises(FastDiSSError, match=f"{option} must be at least 1"):
+        benchmark.main([str(data), "--path", "no", "--output", str(tmp_path), option, "0"])
+
+
+def test_records_of_a_benchmark_and_batch_stand_in_one_table(tmp_path):
+    common = {"benchmark": "profile", "part": "encoder", "value": 2.0, "share": 0.5, "device": "CPU", "steps": None}
+    records = [{**common, "system": f"K = {k}", "batch": size} for k in (1, 2) for size in (1, 8)]
+    speed_report.write(records, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("**")] == [
+        "**profile, batch: 1**",
+        "**profile, batch: 8**",
+    ]

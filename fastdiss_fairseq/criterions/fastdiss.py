@@ -15,7 +15,7 @@ from fairseq.logging import metrics
 from ..diffusion.noise_scaling import PhaseTable
 from ..diffusion.perturbation import COUPLINGS, RULES, Perturbation
 from ..diffusion.training import TrainingPlan
-from ..errors import FastDiSSError
+from ..errors import FastDiSSError, flag
 from ..models.base import cut
 from ..models.config import check_not_negative, check_probability, option
 from ..models.fastdiss import FastDiSSModel
@@ -231,7 +231,7 @@ def remarks(cfg: FastDiSSLossConfig) -> List[str]:
         options = [f.name for f in fields(usual) if f.name.startswith(f"{part}_")]
         given = [name for name in options if str(getattr(cfg, name)) != str(getattr(usual, name))]
         if getattr(cfg, f"no_{part}") and given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            names = ", ".join(flag(name) for name in given)
             found.append(f"--no-{part}: no effect on this training: {names}")
     if cfg.self_conditioning_prob == 1:
         found.append("--self-conditioning-prob 1: decoding begins without an estimate, which no sentence trains then")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import FrozenSet, Sequence
 
-from ..errors import FastDiSSError
+from ..errors import FastDiSSError, flag
 from ..models.base import FewStepModel
 from ..models.fastdiss import FastDiSSModel
 from .config import MODEL_OPTIONS
@@ -59,8 +59,3 @@ class Deployment:
 
 
 UNCHANGED = Deployment()
-
-
-def flag(name: str) -> str:
-    """An option's name on the command line."""
-    return f"--{name.replace('_', '-')}"

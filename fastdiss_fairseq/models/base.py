@@ -14,7 +14,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models import BaseFairseqModel
 
 from ..compat import bfloat16, compile_calls, int8_linears
-from ..errors import FastDiSSError
+from ..errors import FastDiSSError, flag
 from ..modules.embedding import LatentEmbedding, Positions, ProjectedEmbedding, ScaledEmbedding
 from ..modules.encoder import Encoder
 from ..modules.graphs import Graphs, Recorder
@@ -241,7 +241,7 @@ def check_config(cfg, source_dictionary, target_dictionary) -> None:
         check_probability(name, getattr(cfg, name))
     for name in COUNTS:
         if getattr(cfg, name) < 1:
-            raise FastDiSSError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(cfg, name)}")
+            raise FastDiSSError(f"{flag(name)} must be at least 1, not {getattr(cfg, name)}")
     check_not_negative("max_length_offset", cfg.max_length_offset)
     for side in ("encoder", "decoder"):
         if getattr(cfg, f"{side}_embed_dim") % (2 * getattr(cfg, f"{side}_attention_heads")):

@@ -9,7 +9,7 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from ..diffusion.schedules import SCHEDULES
-from ..errors import FastDiSSError
+from ..errors import FastDiSSError, flag
 from ..flow.path import SOURCES
 
 
@@ -21,13 +21,13 @@ def option(default, text: str):
 def check_probability(name: str, value: float) -> None:
     """Raise FastDiSSError unless the option's value lies from 0 to 1."""
     if not 0 <= value <= 1:
-        raise FastDiSSError(f"--{name.replace('_', '-')} must be a probability from 0 to 1, not {value}")
+        raise FastDiSSError(f"{flag(name)} must be a probability from 0 to 1, not {value}")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Raise FastDiSSError unless the option's value is a number of at least 0."""
     if not 0 <= value < float("inf"):
-        raise FastDiSSError(f"--{name.replace('_', '-')} must be at least 0, not {value}")
+        raise FastDiSSError(f"{flag(name)} must be at least 0, not {value}")
 
 
 def trained_with(cfg, name: str):

@@ -19,9 +19,9 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from ..bundle import Bundle
 from ..compat import before_loading, device
-from ..errors import FastDiSSError
+from ..errors import FastDiSSError, flag
 from ..generation.config import MODEL_OPTIONS, DecodingConfig, resolve, without_effect
-from ..generation.deployment import Deployment, flag
+from ..generation.deployment import Deployment
 from ..generation.generator import UNGUIDED, FastDiSSGenerator, check_models
 from ..loading import data_folder
 from ..models.base import FewStepModel, check_weights, cut, pad_right
@@ -384,4 +384,4 @@ def check_bleu(cfg: FastDiSSTaskConfig) -> None:
         except ValueError:
             fine = False
         if not fine:
-            raise FastDiSSError(f"--{name.replace('_', '-')} must be a JSON object like '{{\"a\": 1}}', not {text}")
+            raise FastDiSSError(f"{flag(name)} must be a JSON object like '{{\"a\": 1}}', not {text}")

@@ -18,17 +18,19 @@ import argparse
 import itertools
 from argparse import Namespace
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Dict, Iterator, Sequence
 
+from ..bundle import sha256
 from ..compat import device
-from ..errors import FastDiSSError
+from ..errors import FastDiSSError, flag
 from ..generation.config import DEPLOYMENTS
+from ..loading import data_folder, weights_of
 from . import speed_report
 from .ablate import SYSTEMS
 from .command import run_as_command
 from .contenders import AGAINST, BASELINES, FSDFM, load
-from .decoding_speed import agreement, choice, decoding, decoding_batches, step, translator
-from .records import Records, circumstances, clock
+from .decoding_speed import REFERENCE_STEPS, agreement, choice, decoding, decoding_batches, step, translator
+from .records import Records, circumstances, claim, clock, device_name, sha256_of_all
 from .stopwatch import DECODING, TRAINING, stopwatch
 from .training_speed import Adam, optimizers, trainers, training, training_batches
 
@@ -44,7 +46,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(f"--{FSDFM}", metavar="CHECKPOINT", help="checkpoint of an FS-DFM model")
     for name in BASELINES:
         parser.add_argument(f"--{name}", metavar="CHECKPOINT", help=f"checkpoint of the {name} baseline")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of one model, data and device for results, tables and a plot"
+    )
     parser.add_argument(
         "--parts",
         nargs="+",
@@ -52,13 +56,29 @@ def get_parser() -> argparse.ArgumentParser:
         default=["decoding", "step", "training"],
         help="what is measured (default: %(default)s); choice takes the most candidates and fewest steps given",
     )
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10, 20])
-    parser.add_argument("--candidates", type=int, nargs="+", default=[1, 10], help="length beams")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64], help="sentences a batch")
-    parser.add_argument("--max-tokens", type=int, default=4000, help="of full token batches, and in training")
-    parser.add_argument("--rounds", type=int, default=10, help="batches of each size; of choice, repetitions")
-    parser.add_argument("--subset", default="test")
-    parser.add_argument("--against", default=AGAINST, help="the contender that ratios are taken against")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[1, 2, 5, 10, 20],
+        help=f"K (default: %(default)s); the reference path takes the one nearest {REFERENCE_STEPS}",
+    )
+    parser.add_argument(
+        "--candidates", type=int, nargs="+", default=[1, 10], help="length beams (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[1, 8, 64], help="sentences a batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=4000, help="of full token batches, and in training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="batches of each size; of choice, repetitions (default: %(default)s)"
+    )
+    parser.add_argument("--subset", default="test", help="split to decode (default: %(default)s)")
+    parser.add_argument(
+        "--against", default=AGAINST, help="the contender that ratios are taken against (default: %(default)s)"
+    )
     parser.add_argument(
         "--variants", nargs="+", choices=DEPLOYMENTS, default=[], help="also decode with --decoding-VARIANT"
     )
@@ -121,12 +141,25 @@ PARTS = {
 }
 
 
+def settings(args) -> Dict[str, str]:
+    """What all figures of a folder are of, so that no table mixes them."""
+    data = data_folder(args.data).glob(f"{args.subset}.*")
+    return {
+        "checkpoint_sha256": sha256(weights_of(args.path)),
+        "data_sha256": sha256_of_all(data),
+        "device": device_name(device(args)),
+    }
+
+
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
-    if min(args.rounds, *args.batch_sizes) < 1:
-        raise FastDiSSError("--rounds and --batch-sizes must be at least 1")
+    for name in ("steps", "candidates", "batch_sizes", "max_tokens", "rounds"):
+        value = getattr(args, name)
+        if min(value if isinstance(value, list) else [value]) < 1:
+            raise FastDiSSError(f"{flag(name)} must be at least 1")
     args.output.mkdir(parents=True, exist_ok=True)
-    records = Records(args.output / "results.json", KEY_FIELDS)
+    records = Records(args.output / "results.json", KEY_FIELDS, "batch")
+    claim(args.output / "settings.json", settings(args))
     for part in args.parts:
         for found in PARTS[part](args):
             records.add(found)

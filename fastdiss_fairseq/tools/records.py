@@ -31,19 +31,30 @@ ABSOLUTE = re.compile(r"(?<![^\s='\"])/[^\s'\"]+")
 
 
 class Records:
-    """A results file with one record a cell; ``key_fields`` are what tells cells apart."""
+    """A results file with one record a cell.
 
-    def __init__(self, path, key_fields: Sequence[str]):
+    Args:
+        key_fields: what tells cells apart.
+        known_by: a field that records of other commands lack.
+
+    Raises:
+        FastDiSSError: a file of something else.
+    """
+
+    def __init__(self, path, key_fields: Sequence[str], known_by: str):
         self.path, self.key_fields = Path(path), tuple(key_fields)
         self._found: Dict[str, dict] = {}
         if self.path.exists():
-            self._found = {self.key(record): record for record in self._read()}
+            self._found = {self.key(record): record for record in self._read(known_by)}
 
-    def _read(self) -> List[dict]:
+    def _read(self, known_by: str) -> List[dict]:
         try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
+            records = json.loads(self.path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise FastDiSSError(f"{self.path} is no results file: {error}") from None
+        if not all(known_by in record for record in records):
+            raise FastDiSSError(f"{self.path} holds the results of another command: take another folder")
+        return records
 
     def key(self, record: dict) -> str:
         """What identifies a record, also as part of a file name."""

@@ -1,6 +1,5 @@
 """Tables and a plot of a benchmark's records."""
 
-import itertools
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple
 
@@ -16,8 +15,10 @@ LINE_FIELDS = ("system", "path", "candidates", "batch")
 
 def write(records: Sequence[dict], folder: Path) -> None:
     """Write ``table.md``, and ``latency_by_steps`` as PNG and SVG where decoding was timed."""
-    groups = itertools.groupby(records, lambda r: (r["benchmark"], r["batch"]))
-    parts = [table_of(benchmark, batch, list(group)) for (benchmark, batch), group in groups]
+    groups: Dict[tuple, List[dict]] = {}
+    for record in records:
+        groups.setdefault((record["benchmark"], record["batch"]), []).append(record)
+    parts = [table_of(*group, found) for group, found in groups.items()]
     parts += [fits_table(records), records[0]["device"]]
     (folder / "table.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     plot([record for record in records if record["benchmark"] == "decoding"], folder / "latency_by_steps")

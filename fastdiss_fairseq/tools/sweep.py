@@ -340,7 +340,7 @@ class Sweep:
         for name in ("hypotheses", "references"):
             (args.output / name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(args.reference, self.references_path(self.common))
-        self.records = Records(args.output / "results.json", KEY_FIELDS)
+        self.records = Records(args.output / "results.json", KEY_FIELDS, "scores")
 
     def add(self, record: dict, hypotheses: List[str]) -> dict:
         """Score and keep; the text first, so that a record always has its text."""

@@ -12,6 +12,7 @@ from fairseq.logging import metrics
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
 from ..criterions.fastdiss import FastDiSSLoss, FastDiSSLossConfig
+from ..errors import flag
 from ..optim import FusedAdam
 from .ablate import SYSTEMS
 from .contenders import FSDFM, Contender, collate, in_turn, load, record
@@ -25,7 +26,7 @@ def trainers(args) -> List[Contender]:
     trained_with = {name: value for name, value in cfg.criterion.items() if name in known}
     found = []
     for name, off in SYSTEMS.items():
-        switches = {flag: f"--{flag.replace('_', '-')}" in off for flag in ("no_scp", "no_mans")}
+        switches = {option: flag(option) in off for option in ("no_scp", "no_mans")}
         options = {**trained_with, "sentence_avg": False, **switches}
         if not switches["no_mans"]:
             options["mans_start"] = 0.0
