@@ -1,7 +1,8 @@
 """Loading a checkpoint for a data folder, as all commands that decode do."""
 
+import json
 from pathlib import Path
-from typing import Sequence
+from typing import Optional, Sequence
 
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import CommonConfig
@@ -33,6 +34,17 @@ def data_folder(path) -> Path:
     if not Path(path).is_dir():
         raise FastDiSSError(f"no data folder {path}: make it with fairseq-preprocess")
     return Path(path)
+
+
+def tokenised_as(data, lang: Optional[str]) -> Optional[str]:
+    """The language that text of ``lang`` in a data folder was tokenised as: that, where ``scripts/prepare_pairs.py`` has
+    not written down another."""
+    try:
+        settings = json.loads((Path(data) / "stats.json").read_text(encoding="utf-8"))["settings"]
+        known = dict(zip((settings["source_lang"], settings["target_lang"]), settings["tokenizer_langs"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return lang
+    return known.get(lang, lang)
 
 
 def _refuse_archive(path: Path) -> None:

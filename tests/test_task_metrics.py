@@ -46,8 +46,10 @@ def test_tokenised_bleu_is_on_moses_tokens():
     ]
     scores = scoring.score([hypothesis], [[reference]], ["tokBLEU", "compoundBLEU"], "de")
     assert {name: found.value for name, found in scores.items()} == {"tokBLEU": 80.71, "compoundBLEU": 80.03}
-    assert "tok:moses|smooth:none" in scores["tokBLEU"].signature
-    assert "tok:moses-compound|" in scores["compoundBLEU"].signature
+    assert "tok:moses-de|smooth:none" in scores["tokBLEU"].signature
+    in_french = ["un homme mange ici ce soir ."], [["l'homme mange ici ce soir ."]], ["tokBLEU"]
+    assert [scoring.score(*in_french, lang)["tokBLEU"].value for lang in ("en", "fr")] == [61.48, 80.91]
+    assert "tok:moses-de-compound|" in scores["compoundBLEU"].signature
     assert scoring.score([reference], [[reference]], ["compoundBLEU"], "de")["compoundBLEU"].value == 100
 
 

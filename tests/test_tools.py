@@ -66,9 +66,9 @@ def generated(path, sentences):
     return path
 
 
-def test_pieces_of_words_are_noticed(tmp_path, capsys):
+def test_pieces_of_words_are_noticed(capsys):
     for text, noticed in (("a por@@ ch", True), ("a por@@", True), ("mail a@@b or @@ ,", False)):
-        assert scoring.read_hypotheses(generated(tmp_path / "gen.txt", [text])) == [text]
+        scoring.warn_of_pieces("gen.txt", [text])
         assert ("--post-process" in capsys.readouterr().err) == noticed
 
 
@@ -251,6 +251,38 @@ def test_a_sweep_goes_on_where_it_stopped(swept):
     assert [record["value"] for record in after] == [before[0]["value"], *[-1.0] * 6, before[-1]["value"]]
 
 
+def test_other_metrics_are_added_to_what_was_decoded(data, text, checkpoint, tmp_path):
+    path, output = tmp_path / "out" / "results.json", generated(tmp_path / "gen.txt", ["a"] * 10)
+    line = [data, "--path", checkpoint, "--outputs", f"other={output}", "--reference", text / "test.tgt", "--cpu"]
+    line += ["--steps", 1, "--output", tmp_path / "out", "--metrics"]
+    tool("sweep", *line, "chrF")
+    path.write_text(json.dumps([{**record, "seconds": -1.0} for record in json.loads(path.read_text())]))
+    tool("sweep", *line, "BLEU")
+    ours, other = json.loads(path.read_text())
+    assert ours["seconds"] == -1.0 and ours["metric"] == "BLEU" and ours["value"] == ours["scores"]["BLEU"]["value"]
+    assert set(ours["scores"]) == set(other["scores"]) == {"BLEU", "chrF"}
+    generated(output, ["b"] * 10)
+    tool("sweep", *line, "BLEU")
+    assert set(json.loads(path.read_text())[1]["scores"]) == {"BLEU"}  # of another text
+
+
+def test_text_is_detokenised_as_what_the_data_says(tmp_path):
+    assert loading.tokenised_as(tmp_path, "syn") == "syn"
+    settings = {"source_lang": "desc", "target_lang": "syn", "tokenizer_langs": ["de", "en"]}
+    (tmp_path / "stats.json").write_text(json.dumps({"settings": settings}))
+    assert [loading.tokenised_as(tmp_path, name) for name in ("desc", "syn", "fr", None)] == ["de", "en", "fr", None]
+
+
+def test_samples_are_of_the_fewest_steps_and_of_about_five(capsys):
+    common = {"self_conditioning": "previous", "repeats": "merge"}
+    records = [{**common, "system": "a", "seed": seed, "steps": k} for seed in (1, 2) for k in (20, 4, 2)]
+    records.append({"system": "ar", "seed": None, "steps": None})
+    report.print_samples(records, lambda record: [f"{record['steps']}"], ["reference"], 3)
+    assert capsys.readouterr().out.split("\n") == [
+        "", " 1. reference: reference", "    a, seed 1, K = 2: 2", "    a, seed 1, K = 4: 4", "    ar: None", "",
+    ]  # fmt: skip
+
+
 def test_outputs_of_other_models_stand_in_the_same_table(tmp_path, data, text, transformer):
     output = generated(tmp_path / "gen.txt", scoring.read_lines(text / "test.tgt"))
     (tmp_path / "log.txt").write_text(f"{{'path': '{transformer}', 'seed': 1}}\n{output.read_text()}")
@@ -277,6 +309,8 @@ def test_outputs_that_look_tokenised_are_detokenised(tmp_path, data):
     a, b, c = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (a["value"], a["detokenize"], b["value"], b["detokenize"]) == (100.0, "en", 100.0, None)
     assert c["value"] < 70 and c["detokenize"] == "none"
+    missing = ["sweep", tmp_path / "typo", *line[2:], f"a={tokens}"]
+    assert_one_line_error(tool(*missing, check=False), "no data folder")
 
 
 def test_systems_are_tested_against_outputs_of_other_models():
@@ -458,6 +492,10 @@ def test_a_single_candidate_is_decoded_once():
         (["--path", "a.pt", "--systems", "a", "b"], "2 names for 1 checkpoints"),
         (["--metrics", "METEOR"], "unknown metric"),
         (["--steps", "0"], "at least 1"),
+        (["--length-beam", "0", "5"], "--length-beam must be a whole number of at least 1, not 0"),
+        (["--noise-beam", "0"], "--noise-beam must be a whole number of at least 1, not 0"),
+        (["--subset", "dev"], "has no split dev"),
+        (["--deployment", "int8", "bf16"], "--decoding-int8 excludes --decoding-bf16"),
         (["--choice", "ar"], "--reranker"),
         (["--post-process", "bytes"], "no --post-process bytes"),
         (["--outputs", "=x"], "SYSTEM[:STEPS]=FILE"),
@@ -636,6 +674,10 @@ def test_a_finished_ablation_trains_nothing_again(ablated):
         (["--train", "--arch fastdiss_tiny --max-tokens 0"], "training of standard failed"),
         (["--train", "--arch fastdiss_tiny", "--jobs", 0], "--jobs must be at least 1"),
         (["--train", "--arch fastdiss_tiny", "--sweep", "--reference none"], "cannot read none"),  # before training
+        (
+            ["--train", "--arch fastdiss_tiny", "--sweep", "--reference /dev/null --baseline b"],
+            "there is no --baseline b (of standard, scp, mans, scp+mans)",
+        ),
         (["--train", "--arch fastdiss_tiny", "--variant", "mans=--mans-start 0"], "NAME=OPTIONS with a new name"),
         (["--train", "--arch fastdiss_tiny", "--variant", "--mans-start 0"], "NAME=OPTIONS with a new name"),
         (["--train", "x", "--variant", "a=--lr 1", "--variant", "a=--lr 2"], "NAME=OPTIONS with a new name"),

@@ -221,7 +221,9 @@ def main(arguments=None):
     decoding = [str(args.data), "--path", *paths, "--systems", *names, "--output", str(args.output / "sweep")]
     if args.sweep is not None:
         decoding += words_of("--sweep", args.sweep)
-        sweep.check(sweep.get_parser().parse_args(decoding))
+        asked = sweep.get_parser().parse_args(decoding)
+        sweep.check(asked)
+        sweep.check_baseline(asked, [sweep.called(name, asked) for name in names])
     train_all(args, runs)
     if args.sweep is not None:
         sweep.main(decoding)

@@ -35,8 +35,6 @@ ABLATION = {
     "MANS adds to SCP: scp+mans − scp": gain("scp+mans", "scp"),
     "both: scp+mans − standard": gain("scp+mans", "standard"),
 }
-#: Those of one seed that :func:`pairs_table` has, too.
-OF_PAIRS = [name for name, terms in ABLATION.items() if len(terms) == 2 and "standard" in (terms[0][1], terms[1][1])]
 
 
 class Pooled(NamedTuple):
@@ -74,6 +72,20 @@ def rivals(records: Sequence[dict], baseline: Optional[str]) -> List[Tuple[dict,
     anew = [r for r in records if r["self_conditioning"] == RECOMPUTE]
     pairs += [(r, twin(records, r, self_conditioning=PREVIOUS)) for r in anew]
     return [(a, b) for a, b in pairs if b is not None]
+
+
+def untested(records: Sequence[dict], pairs: Sequence[Tuple[dict, dict]], baseline: Optional[str]) -> str:
+    """What is said of systems that the baseline has no cell for."""
+    tested = {
+        baseline,
+        *(r["system"] for pair in pairs if baseline in (pair[0]["system"], pair[1]["system"]) for r in pair),
+    }
+    left = list(dict.fromkeys(r["system"] for r in records if r["system"] not in tested))
+    return (
+        f"Not tested against {baseline}, which has no cell of the same seed and settings: {', '.join(left)}."
+        if baseline and left
+        else ""
+    )
 
 
 def outside(record: dict, named: Sequence[dict]) -> List[dict]:
@@ -132,9 +144,15 @@ def pooled(records: Sequence[dict], scores: Scores) -> Iterable[Pooled]:
                 yield Pooled(name, setting, mean, {seed: values[0] for seed, values in found.items()})
 
 
-def ablation_table(contrasts: Sequence[Pooled], metric: str) -> str:
-    """The contrasts of the ablation; nothing where they are no more than differences of two records."""
-    if not any(len(contrast.by_seed) > 1 or contrast.name not in OF_PAIRS for contrast in contrasts):
+def is_of_pair(name: str, baseline: Optional[str]) -> bool:
+    """Whether :func:`pairs_table` has a contrast of the ablation, too, of one seed."""
+    named = {system for _, system, _ in ABLATION[name]}
+    return len(ABLATION[name]) == 2 and (len(named) == 1 or baseline in named)
+
+
+def ablation_table(contrasts: Sequence[Pooled], metric: str, baseline: Optional[str]) -> str:
+    """The contrasts of the ablation; nothing where they are no more than :func:`pairs_table` has."""
+    if not any(len(contrast.by_seed) > 1 or not is_of_pair(contrast.name, baseline) for contrast in contrasts):
         return ""
     shown = [i for i in varying([contrast.record for contrast in contrasts]) if ROW_FIELDS[i] not in ("system", "seed")]
     seeds = list(dict.fromkeys(seed for contrast in contrasts for seed in contrast.by_seed))

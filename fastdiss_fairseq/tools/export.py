@@ -24,6 +24,7 @@ from fairseq.data import Dictionary, data_utils
 
 from ..bundle import DESCRIPTION, WEIGHTS, opened, sha256, verify
 from ..errors import FastDiSSError
+from ..loading import tokenised_as
 from ..models.base import fingerprint
 from ..models.config import ARCHITECTURES
 from ..models.fsdfm import averaged_weights
@@ -103,7 +104,7 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes:
     description = {
         "source_lang": languages[0],
         "target_lang": languages[1],
-        "tokenizer_langs": tokenizer_languages(data) or languages,
+        "tokenizer_langs": [tokenised_as(data, language) for language in languages],
         "arch": arch,
         "updates": state["optimizer_history"][-1]["num_updates"],
         "parameters": count_parameters(averaged_weights(state["model"])),
@@ -151,14 +152,6 @@ def export_file(checkpoint: Path, data: Path, file: Path, *how) -> dict:
                 archive.write(member, member.name)
         part.replace(file)
     return description
-
-
-def tokenizer_languages(data: Path) -> Optional[List[str]]:
-    """The languages that the text was tokenised as, where ``scripts/prepare_pairs.py`` wrote them down."""
-    try:
-        return json.loads((data / "stats.json").read_text(encoding="utf-8"))["settings"]["tokenizer_langs"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def main(arguments=None):

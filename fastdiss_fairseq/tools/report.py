@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from . import plots
-from .contrasts import Lines, ablation_table, cached_scores, pairs_table, pooled, rivals
-from .rows import ROW_FIELDS, label, row_of, table, twin, value_of, varying
+from .contrasts import Lines, ablation_table, cached_scores, pairs_table, pooled, rivals, untested
+from .rows import ROW_FIELDS, identity, label, row_of, table, twin, value_of, varying
 from .scoring import Score
 
 TIMING = re.compile(r"Translated ([\d,]+) sentences .* in ([\d.]+)s \(([\d.]+) sentences/s")
@@ -26,8 +26,9 @@ def write(
     having = [record for record in records if metric in record["scores"]]
     scores = cached_scores(hypotheses, references, metric)
     parts = [quality_table(records, metric) for metric in metrics_of(records)]
-    parts += [speed_table(records), ablation_table(list(pooled(having, scores)), metric)]
-    parts += [pairs_table(rivals(having, baseline), scores, metric), footnote(records)]
+    parts += [speed_table(records), ablation_table(list(pooled(having, scores)), metric, baseline)]
+    pairs = rivals(having, baseline)
+    parts += [pairs_table(pairs, scores, metric), untested(having, pairs, baseline), footnote(records)]
     (folder / "table.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     plot_all(having, folder, metric)
 
@@ -118,12 +119,18 @@ def plot(path: Path, records: Sequence[dict], x: Callable[[dict], Optional[float
 
 
 def print_samples(records: Iterable[dict], hypotheses: Lines, references: List[str], count: int) -> None:
-    """The first sentences: the reference and each system's output with the fewest and with 5 steps."""
-    chosen: Dict[tuple, dict] = {}
-    for record in sorted(records, key=lambda r: abs((r["steps"] or 5) - 5)):
-        chosen.setdefault((record["system"], record["steps"] in (1, None)), record)
+    """The first sentences: the reference, and of each system, in the setting that it was decoded in first, the output
+    with the fewest steps and with 5, or as nearly as many as there are."""
+    records = list(records)
+    shown, first = varying(records), {}
+    for record in records:
+        first.setdefault(record["system"], row_of(record))
+    chosen = {}
+    for row in first.values():
+        of_row = sorted((r for r in records if row_of(r) == row), key=lambda r: r["steps"] or 0)
+        chosen.update({identity(r): r for r in (of_row[0], min(of_row, key=lambda r: abs((r["steps"] or 5) - 5)))})
     for number in range(min(count, len(references))):
         print(f"\n{number + 1:2}. reference: {references[number]}")
         for record in chosen.values():
-            title = record["system"] + (f", K = {record['steps']}" if record["steps"] else "")
+            title = label(record, shown) + (f", K = {record['steps']}" if record["steps"] else "")
             print(f"    {title}: {hypotheses(record)[number]}")

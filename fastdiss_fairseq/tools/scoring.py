@@ -54,11 +54,15 @@ def read_hypotheses(path) -> List[str]:
         found[number] = match.group(2)
     if not found:
         raise FastDiSSError(f"{path}: no D- lines, so this is no output of fairseq-generate")
-    if any(PIECE.search(line) for line in found.values()):
+    return [found[number] for number in sorted(found)]
+
+
+def warn_of_pieces(path, hypotheses: Sequence[str]) -> None:
+    """Say it where the hypotheses of a file are no words."""
+    if any(map(PIECE.search, hypotheses)):
         print(
             f"{path} has pieces of words (@@): decode with --post-process subword_nmt to score words", file=sys.stderr
         )
-    return [found[number] for number in sorted(found)]
 
 
 def merged(lines: Sequence[str]) -> List[str]:
@@ -71,14 +75,13 @@ def merged(lines: Sequence[str]) -> List[str]:
     return [" ".join(itertools.chain(*(once(*group) for group in itertools.groupby(line.split())))) for line in lines]
 
 
-def text_of(path, lang: Optional[str], repeats: str = "keep") -> List[str]:
+def text_of(lines: Sequence[str], lang: Optional[str], repeats: str = "keep") -> List[str]:
     """The hypotheses of a fairseq-generate output as text to be scored.
 
     Args:
         lang: as in :func:`detokenise`.
         repeats: ``keep`` or ``merge``, before that.
     """
-    lines = read_hypotheses(path)
     return detokenise(merged(lines) if repeats == "merge" else lines, lang)
 
 
@@ -114,7 +117,7 @@ def score(
         sources: raw sources, which SARI needs.
 
     Raises:
-        FastDiSSError: another number of references or sources, an unknown metric, or ROUGE not installed.
+        FastDiSSError: another number of references or sources, or as :func:`check_metrics`.
     """
     check_metrics(metrics, METRICS + TASK_METRICS)
     for lines in references:
@@ -141,16 +144,17 @@ def task_score(name: str, hypotheses, references, lang: str, sources) -> Score:
             raise FastDiSSError(f"SARI needs the sources (--source), one for each of the {len(hypotheses)} hypotheses")
         return Score(task_metrics.sari(sources, hypotheses, list(zip(*references))), mean("13a"))
     if name == "sentenceBLEU":
-        return Score(task_metrics.sentence_bleu(hypotheses, list(zip(*references)), lang), mean("moses|smooth:nltk-4"))
+        value = task_metrics.sentence_bleu(hypotheses, list(zip(*references)), lang)
+        return Score(value, mean(f"moses-{lang}|smooth:nltk-4"))
     if name == "dist-1":
-        return Score(task_metrics.distinct(hypotheses, lang), "case:lc|tok:moses|mean over sentences")
+        return Score(task_metrics.distinct(hypotheses, lang), f"case:lc|tok:moses-{lang}|mean over sentences")
     from sacrebleu.metrics import BLEU
 
     split = name == "compoundBLEU"
     hypotheses, *references = (task_metrics.moses_tokens(lines, lang, split) for lines in (hypotheses, *references))
     metric = BLEU(tokenize="none", smooth_method="none", force=True)
     value, signature = sacrebleu_score(metric, hypotheses, references)
-    return Score(value, signature.replace("tok:none", "tok:moses" + "-compound" * split))
+    return Score(value, signature.replace("tok:none", f"tok:moses-{lang}" + "-compound" * split))
 
 
 def sacrebleu_score(metric, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
@@ -160,10 +164,12 @@ def sacrebleu_score(metric, hypotheses: Sequence[str], references: Sequence[Sequ
 
 
 def check_metrics(metrics: Sequence[str], known: Sequence[str] = METRICS) -> None:
-    """Raise FastDiSSError at an unknown metric."""
+    """Raise FastDiSSError at an unknown metric, or at ROUGE where it is not installed."""
     for name in metrics:
         if name not in known:
             raise FastDiSSError(f"unknown metric '{name}' (known: {', '.join(known)})")
+        if name in ROUGE:
+            rouge_scorer()
 
 
 def sacrebleu_metric(name: str):
@@ -173,14 +179,23 @@ def sacrebleu_metric(name: str):
     return {"BLEU": BLEU, "chrF": CHRF}[name]()
 
 
-def rouge_of_sentences(hypotheses: Sequence[str], references: Sequence[Sequence[str]], name: str) -> List[float]:
-    """Each sentence's ROUGE F1 x 100 with Porter's stemmer, by the reference that it is best by."""
+def rouge_scorer():
+    """rouge-score's class.
+
+    Raises:
+        FastDiSSError: it is not installed.
+    """
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise FastDiSSError("ROUGE needs rouge-score: pip install rouge-score") from None
+    return RougeScorer
+
+
+def rouge_of_sentences(hypotheses: Sequence[str], references: Sequence[Sequence[str]], name: str) -> List[float]:
+    """Each sentence's ROUGE F1 x 100 with Porter's stemmer, by the reference that it is best by."""
     key = ROUGE[name]
-    scorer = RougeScorer([key], use_stemmer=True)
+    scorer = rouge_scorer()([key], use_stemmer=True)
     return [100 * scorer.score_multi(refs, hyp)[key].fmeasure for hyp, *refs in zip(hypotheses, *references)]
 
 
@@ -214,17 +229,25 @@ def get_parser() -> argparse.ArgumentParser:
         choices=REPEATS,
         help="words said several times in a row: as they are (keep, the default), or once",
     )
+    parser.add_argument(
+        "--lang",
+        help="language of the metrics that tokenise as Moses does: tokBLEU, compoundBLEU, sentenceBLEU, dist-1 (default: "
+        "that of --detokenize, else en)",
+    )
     parser.add_argument("--source", metavar="FILE", help="raw source, one sentence a line")
     return parser
 
 
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
-    hypotheses = text_of(args.generated, args.detokenize, args.repeats)
+    given = read_hypotheses(args.generated)
+    warn_of_pieces(args.generated, given)
+    hypotheses = text_of(given, args.detokenize, args.repeats)
     references, sources = list(map(read_lines, args.references)), read_lines(args.source) if args.source else None
     if not args.detokenize and look_tokenised(hypotheses, references[0]):
         print(f"{args.generated} looks tokenised and {args.references[0]} does not: add --detokenize", file=sys.stderr)
-    scores = score(hypotheses, references, args.metrics, args.detokenize or "en", sources)
+    detokenised = args.detokenize if args.detokenize != "none" else None
+    scores = score(hypotheses, references, args.metrics, args.lang or detokenised or "en", sources)
     result = {name: found._asdict() for name, found in scores.items()}
     print(json.dumps({"sentences": len(hypotheses), **result}, indent=2))
 

@@ -3,8 +3,8 @@
     fastdiss-sweep data-bin/multi30k_de_en --path runs/both/checkpoint_last.pt --systems scp+mans \\
         --reference data-bin/multi30k_de_en/raw/test.en --steps 1 2 5 20 --output runs/sweep
 
-Each model is loaded once.  Cells that FOLDER/results.json has, of the same data, references and metrics, are not decoded
-again, so an interrupted sweep goes on, and several calls (another grid, other checkpoints) add to one folder.  ``--outputs
+Each model is loaded once.  Cells that FOLDER/results.json has, of the same data and references, are not decoded again (by
+other metrics their text is scored), so an interrupted sweep goes on, and several calls (another grid, other checkpoints) add to one folder.  ``--outputs
 cmlm:10=generate.txt`` scores the output of fairseq-generate from any other model.
 """
 
@@ -14,7 +14,7 @@ import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from fairseq.data import data_utils
 from ..bundle import sha256
 from ..compat import device
 from ..diffusion.sampling import SELF_CONDITIONING
-from ..errors import FastDiSSError
+from ..errors import FastDiSSError, flag
 from ..generation.config import (
     CHOICES,
     DEPLOYMENTS,
@@ -33,9 +33,11 @@ from ..generation.config import (
     SIZE_BY_SIZE,
     SOLVER_NAMES,
     decoding_defaults,
+    positive,
 )
+from ..generation.deployment import Deployment
 from ..generation.generator import check_models
-from ..loading import check_reranker, load as load_for, load_reranker, weights_of
+from ..loading import check_reranker, data_folder, load as load_for, load_reranker, tokenised_as, weights_of
 from ..models.fsdfm import averaged_weights
 from . import report, scoring
 from .command import run_as_command
@@ -96,7 +98,7 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["keep"],
         choices=REPEATS,
-        help="words that these say several times in a row: keep (default), or merge to one",
+        help="words that these say several times in a row: keep, or merge to one (default: %(default)s)",
     )
     parser.add_argument(
         "--deployment",
@@ -108,14 +110,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--early-exit", action="store_true", help="decode with --early-exit; systems are named after it"
     )
-    parser.add_argument("--subset", default="test", help="split to decode (default: test)")
+    parser.add_argument("--subset", default="test", help="split to decode (default: %(default)s)")
     parser.add_argument("--reference", type=Path, required=True, help="raw reference, one sentence a line")
     parser.add_argument("--output", type=Path, required=True, help="folder for results, tables and plots")
     parser.add_argument(
         "--metrics",
         nargs="+",
         default=["BLEU", "chrF"],
-        help=f"of {', '.join(scoring.METRICS)}; the first is plotted (default: BLEU chrF)",
+        help=f"of {', '.join(scoring.METRICS)}; the first is plotted (default: %(default)s)",
     )
     parser.add_argument(
         "--post-process",
@@ -125,15 +127,15 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--detokenize",
         metavar="LANG",
-        help="language for undoing Moses tokenisation (default: the target language; of --outputs, where they look "
-        "tokenised), or none",
+        help="language for undoing Moses tokenisation (default: that of the data's target text; of --outputs, where they "
+        "look tokenised), or none",
     )
     parser.add_argument(
         "--baseline", metavar="SYSTEM", help="test the other systems against this one (paired bootstrap)"
     )
     parser.add_argument("--samples", type=int, default=0, help="print so many sample outputs")
-    parser.add_argument("--batch-size", type=int, default=128, help="sentences a batch (default: 128)")
-    parser.add_argument("--seed", type=int, default=1, help="seed of decoding's noise (default: 1)")
+    parser.add_argument("--batch-size", type=int, default=128, help="sentences a batch (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of decoding's noise (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     grid = parser.add_argument_group("grid", "each combination is a cell")
     shown = {"nargs": "+", "help": "default: %(default)s"}
@@ -149,10 +151,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     grid.add_argument("--temperature", type=float, nargs="+", default=[None], help="likewise")
     grid.add_argument("--length-beam", type=int, default=[1], **shown)
-    grid.add_argument("--noise-beam", type=int, default=[1], **shown)
+    grid.add_argument("--noise-beam", type=int, default=[DEFAULTS["noise_beam"]], **shown)
     grid.add_argument("--repeats", default=[DEFAULTS["decoding_repeats"]], choices=REPEATS, **shown)
     grid.add_argument("--length-factor", type=float, default=[DEFAULTS["decoding_length_factor"]], **shown)
-    grid.add_argument("--choice", default=["score"], choices=CHOICES, **shown)
+    grid.add_argument("--choice", default=[DEFAULTS["decoding_choice"]], choices=CHOICES, **shown)
     return parser
 
 
@@ -245,7 +247,7 @@ def measure(loaded: Loaded, found: List[dict], asked: dict, args, progress) -> t
     """One cell, as it was asked for: its record and its detokenised hypotheses."""
     cell = completed(loaded, asked)
     lines, evaluations, seconds = decode(loaded, found, asked, args, progress)
-    hypotheses = scoring.detokenise(lines, args.detokenize or loaded.task.cfg.target_lang)
+    hypotheses = scoring.detokenise(lines, args.detokenize or tokenised_as(args.data, loaded.task.cfg.target_lang))
     record = {
         **loaded.facts,
         **cell,
@@ -296,20 +298,21 @@ def parts_of(spec: str) -> Tuple[str, Optional[int], str]:
     return system, int(steps) if steps else None, path
 
 
-def language_of(path: str, references: List[str], args) -> Optional[str]:
-    """The language to undo the tokenisation of an output in: where none is named the target language, if it looks
-    tokenised and the references do not."""
-    if args.detokenize or not scoring.look_tokenised(scoring.read_hypotheses(path), references):
+def language_of(hypotheses: List[str], references: List[str], args) -> Optional[str]:
+    """The language to undo the tokenisation of an output in: where none is named that of the data's target text, if it
+    looks tokenised and the references do not."""
+    if args.detokenize or not scoring.look_tokenised(hypotheses, references):
         return args.detokenize
-    return data_utils.infer_language_pair(str(args.data))[1]
+    return tokenised_as(args.data, data_utils.infer_language_pair(str(args.data))[1])
 
 
 def external(spec: str, repeats: str, references: List[str], args) -> tuple:
     """Record and hypotheses of an ``--outputs`` entry, its repeats kept or merged; where the file holds
     fairseq-generate's log too, with its time and what the checkpoint says of itself."""
     system, steps, path = parts_of(spec)
-    language = language_of(path, references, args)
-    hypotheses = scoring.text_of(path, language, repeats)
+    lines = scoring.read_hypotheses(path)
+    language = language_of(lines, references, args)
+    hypotheses = scoring.text_of(lines, language, repeats)
     log = "\n".join(scoring.read_lines(path))
     seconds, rate = report.timing(log)
     checkpoint = CHECKPOINT.search(log)
@@ -340,14 +343,23 @@ class Sweep:
         for name in ("hypotheses", "references"):
             (args.output / name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(args.reference, self.references_path(self.common))
-        self.records = Records(args.output / "results.json", KEY_FIELDS, "scores")
+        self.records = on_file(args)
 
     def add(self, record: dict, hypotheses: List[str]) -> dict:
-        """Score and keep; the text first, so that a record always has its text."""
-        record = {**self.common, **record, **scored(hypotheses, self.references, self.args)}
-        self.text_path(record).write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
-        self.records.add(record)
-        return record
+        """Score and keep, with what the same text was scored by before; the text first, so that a record always has its
+        text."""
+        found = {**self.common, **record, **scored(hypotheses, self.references, self.args)}
+        before = self.records.get(found)
+        if before is not None and self.is_text_of(before, hypotheses, found):
+            found["scores"] = {**before["scores"], **found["scores"]}
+        self.text_path(found).write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
+        self.records.add(found)
+        return found
+
+    def is_text_of(self, before: dict, hypotheses: List[str], now: dict) -> bool:
+        """Whether a record is of the same text and references."""
+        path, same = self.text_path(before), before["reference_sha256"] == now["reference_sha256"]
+        return same and path.exists() and scoring.read_lines(path) == hypotheses
 
     def text_path(self, record: dict) -> Path:
         return self.args.output / "hypotheses" / f"{self.records.key(record)}.txt"
@@ -355,22 +367,27 @@ class Sweep:
     def references_path(self, record: dict) -> Path:
         return self.args.output / "references" / f"{record['reference_sha256'][:16]}.txt"
 
-    def has(self, facts: Dict[str, object], cell: Dict[str, object]) -> bool:
-        """Whether this very checkpoint decoded this very split so, and was scored by these metrics."""
+    def kept(self, facts: Dict[str, object], cell: Dict[str, object]) -> Optional[dict]:
+        """The record of this very checkpoint's decoding of this very split so, where its text is there."""
         wanted = {**self.common, **facts, **cell, **self.choosing(cell), "decoding_seed": self.args.seed}
         found = self.records.get(wanted)
-        if found is None or not set(self.args.metrics) <= set(found["scores"]) or not self.text_path(found).exists():
-            return False
-        return all(found.get(name) == wanted[name] for name in SAME)
+        if found is None or not self.text_path(found).exists():
+            return None
+        return found if all(found.get(name) == wanted[name] for name in SAME) else None
 
     def choosing(self, cell: Dict[str, object]) -> Dict[str, object]:
         return {"reranker_sha256": self.reranker if cell["choice"] == "ar" else None}
 
     def decode_checkpoint(self, path: str, facts: Dict[str, object]) -> None:
-        """Decode the cells of one checkpoint that are missing."""
-        loaded = load(path, self.args, facts)
+        """Decode the cells of one checkpoint that are missing, and score those that lack a metric."""
+        loaded, missing = load(path, self.args, facts), []
         distinct = {tuple(completed(loaded, cell).items()): cell for cell in cells(self.args)}
-        missing = [cell for full, cell in distinct.items() if not self.has(facts, dict(full))]
+        for full, cell in distinct.items():
+            kept = self.kept(facts, dict(full))
+            if kept is None:
+                missing.append(cell)
+            elif not set(self.args.metrics) <= set(kept["scores"]):
+                self.add(kept, scoring.read_lines(self.text_path(kept)))
         if not missing:
             return
         found = batches(loaded.task, self.args)
@@ -396,14 +413,17 @@ class Sweep:
 def check(args) -> None:
     """Raise FastDiSSError where the options cannot work, before hours of decoding, or of training."""
     scoring.check_metrics(args.metrics)
+    if not any(data_folder(args.data).glob(f"{args.subset}.*")):
+        raise FastDiSSError(f"{args.data} has no split {args.subset}")
+    Deployment(frozenset(f"decoding_{name}" for name in args.deployment))
     try:
         data_utils.post_process("", args.post_process)
     except NotImplementedError:
         raise FastDiSSError(f"fairseq knows no --post-process {args.post_process}") from None
     if args.systems and len(args.systems) != len(args.path):
         raise FastDiSSError(f"{len(args.systems)} names for {len(args.path)} checkpoints")
-    if min(args.steps) < 1:
-        raise FastDiSSError(f"--steps must be at least 1, not {min(args.steps)}")
+    for name in ("steps", "length_beam", "noise_beam"):
+        positive(flag(name), min(getattr(args, name)))
     check_reranker(args.choice, args.reranker)
     if args.reranker:
         weights_of(args.reranker)
@@ -412,11 +432,27 @@ def check(args) -> None:
     names = [parts_of(spec)[:2] for spec in args.outputs]
     if len(set(names)) < len(names):
         raise FastDiSSError("two of --outputs have the same name and steps: each needs its own")
-    for spec in args.outputs:
-        scoring.read_hypotheses(parts_of(spec)[2])
+    for path in {parts_of(spec)[2]: None for spec in args.outputs}:
+        scoring.warn_of_pieces(path, scoring.read_hypotheses(path))
     scoring.read_lines(args.reference)
     if not args.path and not args.outputs:
         raise FastDiSSError("nothing to do: give checkpoints (--path) or outputs (--outputs)")
+
+
+def called(system: str, args) -> str:
+    """A system's name in this call."""
+    return ", ".join([system, *args.deployment, *["early exit"] * args.early_exit])
+
+
+def check_baseline(args, systems: Iterable[str]) -> None:
+    """Raise FastDiSSError where the baseline is none of these systems, of the outputs or of what is on file."""
+    known = [*systems, *(parts_of(spec)[0] for spec in args.outputs), *(r["system"] for r in on_file(args))]
+    if args.baseline and args.baseline not in known:
+        raise FastDiSSError(f"there is no --baseline {args.baseline} (of {', '.join(dict.fromkeys(known))})")
+
+
+def on_file(args) -> Records:
+    return Records(args.output / "results.json", KEY_FIELDS, "scores")
 
 
 def identified(args) -> List[Tuple[str, Dict[str, object]]]:
@@ -428,7 +464,7 @@ def identified(args) -> List[Tuple[str, Dict[str, object]]]:
     found, names = [], {}
     for path, name in itertools.zip_longest(map(weights_of, args.path), args.systems or []):
         facts = facts_of(path)
-        facts["system"] = ", ".join([name or facts["system"], *args.deployment, *["early exit"] * args.early_exit])
+        facts["system"] = called(name or facts["system"], args)
         other = names.setdefault((facts["system"], facts["seed"]), path)
         if str(other) != str(path):
             raise FastDiSSError(f"{other} and {path} are both {facts['system']}: name them by --systems")
@@ -439,11 +475,9 @@ def identified(args) -> List[Tuple[str, Dict[str, object]]]:
 def main(arguments=None):
     args = get_parser().parse_args(arguments)
     check(args)
-    checkpoints, sweep = identified(args), Sweep(args)
-    known = [facts["system"] for _, facts in checkpoints] + [parts_of(spec)[0] for spec in args.outputs]
-    known += [record["system"] for record in sweep.records]
-    if args.baseline and args.baseline not in known:
-        raise FastDiSSError(f"there is no --baseline {args.baseline} (of {', '.join(dict.fromkeys(known))})")
+    checkpoints = identified(args)
+    check_baseline(args, [facts["system"] for _, facts in checkpoints])
+    sweep = Sweep(args)
     for path, facts in checkpoints:
         sweep.decode_checkpoint(path, facts)
     for spec, repeats in itertools.product(args.outputs, args.output_repeats):
