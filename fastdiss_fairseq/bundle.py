@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -47,13 +48,17 @@ def opened(bundle) -> Iterator[Path]:
                             f"{bundle} is no bundle: it holds {member.filename} (a checkpoint becomes one by fastdiss-export)"
                         )
                     archive.extract(member, folder)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError) as error:
             raise FastDiSSError(f"{bundle} is no bundle: {error}") from None
         yield Path(folder)
 
 
-def verify(folder: Path) -> None:
-    """Raise FastDiSSError unless every file that is read of a bundle is listed, and has its checksum."""
+def verify(folder: Path) -> dict:
+    """What a bundle's description says.
+
+    Raises:
+        FastDiSSError: a file that is read of the bundle is not listed, or has not its checksum.
+    """
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         expected = dict(description["sha256"])
@@ -69,6 +74,7 @@ def verify(folder: Path) -> None:
             raise FastDiSSError(f"{folder} lacks {name}")
         if sha256(folder / name) != checksum:
             raise FastDiSSError(f"{folder / name} is not the file that was exported: its checksum differs")
+    return description
 
 
 class Bundle:
@@ -86,9 +92,7 @@ class Bundle:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        verify(self.folder)
-        self.weights = self.folder / WEIGHTS
-        self.description = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
+        self.weights, self.description = self.folder / WEIGHTS, verify(self.folder)
         self.languages = self.description["source_lang"], self.description["target_lang"]
 
     @staticmethod

@@ -14,6 +14,7 @@ import json
 import math
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 #: What has a panel of training curves, where a log has it.
@@ -163,15 +164,17 @@ def main():
         if not curves({run: runs[run]}):
             sys.exit(f"plot_training.py: {path} is no log of fairseq-train --log-format simple or json")
     found = curves(runs)
-    draw_curves(found, runs, args.output)
     write(args.output / "training.json", found)
     levels = {run: by_noise_level(splits[args.split]) for run, splits in runs.items()}
-    for run, moments in levels.items():
-        if moments:
-            draw_noise_levels(run, chosen(moments, args.moments), args.output)
     if any(levels.values()):
         numbers = {run: [{"updates": update, **values} for update, values in of_run] for run, of_run in levels.items()}
         write(args.output / "noise_levels.json", numbers)
+    if find_spec("matplotlib") is None:
+        sys.exit("plot_training.py: only the numbers are written: plots need matplotlib (pip install matplotlib)")
+    draw_curves(found, runs, args.output)
+    for run, moments in levels.items():
+        if moments:
+            draw_noise_levels(run, chosen(moments, args.moments), args.output)
 
 
 if __name__ == "__main__":

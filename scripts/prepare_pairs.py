@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 SPLITS = ("train", "valid", "test")
@@ -40,7 +41,7 @@ def read_lines(prefix, lang):
             try:
                 with opener(path, "rt", encoding="utf-8", newline="\n") as stream:
                     return [" ".join(line.split()) for line in stream]
-            except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+            except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
                 raise PreparationError(f"{path} is damaged: {error}") from None
     raise PreparationError(f"no file {prefix}.{lang} or {prefix}.{lang}.gz")
 
@@ -416,6 +417,8 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     args.tokenizer_langs = args.tokenizer_langs or [args.source_lang, args.target_lang]
     try:
+        if args.workers < 1:
+            raise PreparationError(f"--workers must be at least 1, not {args.workers}")
         report(prepare(args))
     except (PreparationError, OSError) as error:
         sys.exit(f"prepare_pairs: {error}")

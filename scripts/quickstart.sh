@@ -29,6 +29,7 @@ while [[ $# -gt 0 ]]; do
     shift
 done
 [[ $minutes =~ ^[0-9]*[1-9][0-9]*$ ]] || die "--minutes must be a whole number of at least 1, not $minutes"
+minutes=$((10#$minutes)) # 08 is no octal number
 output=${output:-runs/quickstart_$corpus}
 
 metrics=(BLEU chrF)

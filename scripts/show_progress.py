@@ -6,7 +6,7 @@ import sys
 
 TRAINING = ("num_updates", "loss", "rounding_accuracy", "mans_moved", "wps")
 VALIDATION = ("num_updates", "loss", "rounding_accuracy", "bleu")
-FAILURE = re.compile(r"^(fastdiss: error|Traceback|\w*(Error|Exception)\b)")
+FAILURE = re.compile(r"^(\S+: error|Traceback|[\w.]*(Error|Exception)\b)")
 
 
 def report(line):

@@ -5,6 +5,9 @@ import torch
 from conftest import generate, lines, train
 from test_tools import assert_one_line_error, tool
 
+from fastdiss_fairseq.tools import average, checkpoints
+from fastdiss_fairseq.tools.records import count_parameters
+
 
 def load(path):
     return torch.load(path, map_location="cpu", weights_only=False)
@@ -37,6 +40,21 @@ def test_the_average_is_the_mean_of_the_last_checkpoints_in_any_order(data, aver
         assert torch.equal(value, expected.to(value.dtype)), name
     assert any(not torch.equal(value, second[name]) for name, value in found["model"].items())
     assert len(lines(generate(data, averaged / "average.pt", "--decoding-steps", 2).stdout, "H")) == 10
+
+
+def test_names_of_one_tensor_stay_so():
+    shared = [torch.rand(3) for _ in range(2)]
+    found = average.mean([{"a": table, "b": table, "c": table.clone()} for table in shared])
+    assert found["a"] is found["b"] is not found["c"] and torch.allclose(found["a"], sum(shared) / 2)
+    assert count_parameters(found) == 6 and count_parameters({"steps": torch.tensor(3)}) == 0
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    checkpoints.write({"a": 1}, tmp_path / "new" / "a.pt")
+    monkeypatch.setattr(torch, "save", lambda state, stream: stream.write(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.write({"a": 2}, tmp_path / "new" / "a.pt")
+    assert load(tmp_path / "new" / "a.pt") == {"a": 1}
 
 
 def test_the_moving_average_is_what_its_definition_says(data, averaged, tmp_path):

@@ -118,6 +118,25 @@ def test_reading(tmp_path):
     (tmp_path / "b.en.gz").write_bytes((tmp_path / "a.en.gz").read_bytes()[:-6])
     with pytest.raises(pairs_tool.PreparationError, match="damaged"):
         pairs_tool.read_lines(tmp_path / "b", "en")
+    whole = gzip.compress(" ".join(map(str, range(300))).encode())
+    for place in range(10, len(whole), 7):  # behind the header: bad streams, bad checksums
+        (tmp_path / "b.en.gz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with pytest.raises(pairs_tool.PreparationError, match="damaged"):
+            pairs_tool.read_lines(tmp_path / "b", "en")
+
+
+def test_progress_shows_reports_and_why_a_training_ended():
+    shown = load("show_progress").report
+    assert shown("2026 | INFO | train_inner | epoch 001: loss=3.5, wps=900, num_updates=50, lr=1") == (
+        "training   num_updates 50  loss 3.5  wps 900"
+    )
+    for line in (
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "fairseq-train: error: unrecognized arguments: --x",
+        "KeyError: 1",
+    ):
+        assert shown(line + "\n") == line
+    assert shown("2026 | INFO | fairseq.trainer | begin training epoch 1") is None
 
 
 def test_tokeniser_is_the_one_of_fairseq():
@@ -205,6 +224,8 @@ def test_several_processes_make_the_same_folder(prepared, tmp_path):
     assert result.returncode == 0, result.stderr
     for name in ("train.de-en.de.bin", "codes", "dict.de.txt", "raw/test.en"):
         assert (tmp_path / "out" / name).read_bytes() == (out / name).read_bytes()
+    none = run("prepare_pairs.py", *command(raw, tmp_path / "none", "--workers=0"))
+    assert_one_line_error(none, "--workers must be at least 1, not 0")
 
 
 def test_other_settings_or_other_text_are_not_reused(prepared, tmp_path):

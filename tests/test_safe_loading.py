@@ -12,8 +12,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from fastdiss_fairseq import FastDiSS
-from fastdiss_fairseq.bundle import DESCRIPTION, WEIGHTS, verify
-from fastdiss_fairseq.bundle import sha256
+from fastdiss_fairseq.bundle import DESCRIPTION, WEIGHTS, opened, sha256, verify
 from fastdiss_fairseq.errors import FastDiSSError
 
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
@@ -132,6 +131,18 @@ def test_a_changed_or_damaged_file_is_refused(copy, tmp_path):
     for name in ("cut.zip", "text.zip"):
         with pytest.raises(FastDiSSError, match=f"{name} is no bundle"):
             FastDiSS.from_pretrained(tmp_path / name)
+
+
+def test_no_damage_to_an_archive_is_a_traceback(tmp_path):
+    (tmp_path / "text").write_text(" ".join(map(str, range(300))))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "text", "text")
+    whole = (tmp_path / "a.zip").read_bytes()
+    for place in range(40, 400, 7):
+        (tmp_path / "a.zip").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with pytest.raises(FastDiSSError, match="a.zip is no bundle: "):
+            with opened(tmp_path / "a.zip"):
+                pass
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "below/model.pt"])

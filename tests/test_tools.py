@@ -18,6 +18,8 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, MODEL, PLUGIN, ROOT, TRAINING, fastdiss, generate, lines
 
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+
 from fastdiss_fairseq import loading
 from fastdiss_fairseq.errors import FastDiSSError
 from fastdiss_fairseq.tools import (
@@ -835,6 +837,13 @@ def test_a_bundle_decodes_as_its_checkpoint_does(bundle, data, text, checkpoint)
     inside = fastdiss("interactive", bundle, "-s", "src", "-t", "tgt", "--path", bundle / "model.pt", "--cpu",
                       *options, "--buffer-size", 20, stdin=source)  # fmt: skip
     assert words(lines(inside.stdout, "H")) == words(found)
+
+
+def test_a_bundle_says_nothing_of_where_it_was_trained(checkpoint):
+    state = load_checkpoint_to_cpu(str(checkpoint))
+    state["cfg"]["common"].update(log_file="/home/me/train.log", tensorboard_logdir="/home/me/tb", aim_repo="/home/me")
+    state["cfg"]["checkpoint"].update(save_dir="/home/me/runs", finetune_from_model="/home/me/a.pt")
+    assert "/home/me" in str(state["cfg"]) and "/home/me" not in str(export.slim(state, True, ("a", "b"))["cfg"])
 
 
 def test_a_bundle_in_one_file_holds_the_same(bundle, data, checkpoint, tmp_path):

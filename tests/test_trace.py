@@ -11,7 +11,7 @@ from fastdiss_fairseq.tools import trace
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
 HOSTILE = '<script>document.title = "hacked"</script> & "quoted" <b>bold</b>'
 SENTENCES = ["Ein Mann schläft auf einer Bank.", HOSTILE]
-OPTIONS = dict(steps=4, choice="mbr", length_beam=2, noise_beam=2)
+OPTIONS = dict(steps=4, choice="mbr", options={"length_beam": 2, "noise_beam": 2})
 VOID = {"meta"}
 
 
@@ -94,6 +94,9 @@ def test_command(tmp_path, capsys, monkeypatch):
         (["x", "--choice", "ar"], "needs an autoregressive checkpoint"),
         (["x", "--option", "steps=3"], "--option steps is not taken: use --steps"),
         (["x", "--option", "decoding-choice=mbr"], "use --choice"),
+        (["x", "--option", "choice=mbr"], "use --choice"),
+        (["x", "--option", "sentences=y"], "give them as arguments"),
+        (["x", "--option", "model=y"], "unknown generation option: model"),
     ):
         with pytest.raises(FastDiSSError, match=message):
             trace.main([str(BUNDLE), "--output", str(tmp_path / "none.html"), *arguments])

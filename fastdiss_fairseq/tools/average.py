@@ -10,17 +10,16 @@ optimizer state.  It works for fairseq's own models too.
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import Dict, List
 
-import torch
 from torch import Tensor
 
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from ..errors import FastDiSSError
 from ..loading import weights_of
+from . import checkpoints
 from .command import run_as_command
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def weights(state: dict, path: Path, ema: bool) -> Dict[str, Tensor]:
 
 
 def mean(found: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
-    """The mean of each floating-point weight, computed in float64; others are the last one's.
+    """The mean of each floating-point weight, computed in float64; others are the last one's.  Names of one tensor stay so.
 
     Raises:
         FastDiSSError: weights of other names or shapes.
@@ -64,10 +63,15 @@ def mean(found: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
     if any(other != shapes[-1] for other in shapes):
         raise FastDiSSError("the checkpoints are not of one model: names or shapes of weights differ")
 
+    means: Dict[tuple, Tensor] = {}
+
     def one(name: str, last: Tensor) -> Tensor:
         if not last.is_floating_point():
             return last
-        return (sum(weights[name].double() for weights in found) / len(found)).to(last.dtype)
+        same = tuple((weights[name].data_ptr(), weights[name].shape, weights[name].stride()) for weights in found)
+        if same not in means:
+            means[same] = (sum(weights[name].double() for weights in found) / len(found)).to(last.dtype)
+        return means[same]
 
     return {name: one(name, last) for name, last in found[-1].items()}
 
@@ -90,11 +94,7 @@ def average(paths: List[Path], output: Path, last: int = 0, ema: bool = False) -
     state["model"] = mean(found)
     state["last_optimizer_state"] = None
     state["extra_state"].pop("ema", None)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
-    with part.open("wb") as stream:  # torch raises no OSError where it opens the file itself
-        torch.save(state, stream)
-    os.replace(part, output)
+    checkpoints.write(state, output)
     return chosen
 
 

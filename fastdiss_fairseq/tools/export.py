@@ -16,7 +16,6 @@ import zipfile
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-import torch
 from omegaconf import OmegaConf, open_dict
 
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
@@ -28,6 +27,7 @@ from ..loading import tokenised_as
 from ..models.base import fingerprint
 from ..models.config import ARCHITECTURES
 from ..models.fsdfm import averaged_weights
+from . import checkpoints
 from .command import run_as_command
 from .records import count_parameters, versions
 
@@ -53,7 +53,8 @@ def slim(state: dict, half: bool, languages: Sequence[str]) -> dict:
     with open_dict(cfg):
         cfg["task"]["data"] = ""
         cfg["common"]["user_dir"] = "fastdiss_fairseq"
-        cfg["common"]["tensorboard_logdir"] = None
+        for name in ("tensorboard_logdir", "log_file", "aim_repo"):
+            cfg["common"][name] = None
         cfg["model"]["autocast"] = "none"  # how it was trained; many CPUs are slow in bfloat16
         cfg["model"]["source_lang"], cfg["model"]["target_lang"] = languages
         cfg["checkpoint"]["save_dir"] = "checkpoints"
@@ -100,7 +101,7 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes:
     folder.mkdir(parents=True, exist_ok=True)
     for file, name in names.items():
         shutil.copyfile(file, folder / name)
-    torch.save(slim(state, half, languages), folder / WEIGHTS)
+    checkpoints.write(slim(state, half, languages), folder / WEIGHTS)
     description = {
         "source_lang": languages[0],
         "target_lang": languages[1],

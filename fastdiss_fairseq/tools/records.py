@@ -104,8 +104,9 @@ def claim(path: Path, settings: dict) -> None:
 
 
 def count_parameters(weights: Dict[str, torch.Tensor]) -> int:
-    """How many numbers a model has; a tensor with several names, as fairseq's shared embeddings, counts once."""
-    return sum({value.data_ptr(): value.numel() for value in weights.values()}.values())
+    """How many numbers a model has learned; a tensor with several names, as fairseq's shared embeddings, counts once."""
+    learned = (value for value in weights.values() if value.is_floating_point())
+    return sum({value.data_ptr(): value.numel() for value in learned}.values())
 
 
 def versions() -> Dict[str, str]:

@@ -29,7 +29,9 @@ CHOICES = {
 OWN = {
     "steps": "use --steps",
     "decoding_steps": "use --steps",
+    "choice": "use --choice",
     "decoding_choice": "use --choice",
+    "sentences": "give them as arguments",
     "retain_iter_history": "each step is shown",
 }
 STYLE = """
@@ -60,11 +62,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", type=Path, help="folder made by fastdiss-export")
     parser.add_argument("sentences", nargs="*", help="source sentences (default: lines of standard input)")
-    parser.add_argument("--output", type=Path, default=Path("trace.html"), help="file to write (default: trace.html)")
-    parser.add_argument("--steps", type=int, default=5, help="network evaluations K (default: 5)")
-    parser.add_argument("--length-beam", type=int, default=1, help="candidate lengths (default: 1)")
-    parser.add_argument("--noise-beam", type=int, default=1, help="noise seeds a length (default: 1)")
-    parser.add_argument("--choice", choices=CHOICES, default="score", help="how the best is chosen (default: score)")
+    parser.add_argument("--output", type=Path, default=Path("trace.html"), help="file to write (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="network evaluations K (default: %(default)s)")
+    parser.add_argument("--length-beam", type=int, default=1, help="candidate lengths (default: %(default)s)")
+    parser.add_argument("--noise-beam", type=int, default=1, help="noise seeds a length (default: %(default)s)")
+    parser.add_argument(
+        "--choice", choices=CHOICES, default="score", help="how the best is chosen (default: %(default)s)"
+    )
     parser.add_argument("--reranker", type=Path, help="autoregressive checkpoint, for --choice ar")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="another option of decoding; repeatable"
@@ -157,8 +161,8 @@ def section(model: FastDiSS, number: int, sentence: str, found: List[Dict], choi
     return "\n".join([*parts, "</section>"])
 
 
-def page(model: FastDiSS, sentences: Sequence[str], steps: int, choice: str, **options) -> str:
-    """The HTML document.
+def page(model: FastDiSS, sentences: Sequence[str], steps: int, choice: str, options: Dict[str, object]) -> str:
+    """The HTML document; ``options`` of decoding as in :meth:`FastDiSS.search`.
 
     Raises:
         FastDiSSError: an unknown option, or a value out of its range.
@@ -192,7 +196,7 @@ def main(arguments=None):
     options = {"length_beam": args.length_beam, "noise_beam": args.noise_beam, **other_options(args.option)}
     model = FastDiSS.from_pretrained(args.bundle, args.device, args.reranker)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(page(model, sentences, args.steps, args.choice, **options), encoding="utf-8")
+    args.output.write_text(page(model, sentences, args.steps, args.choice, options), encoding="utf-8")
     print(f"{args.output}: {len(sentences)} sentence{'s' if len(sentences) > 1 else ''}")
 
 
