@@ -146,6 +146,9 @@ def test_records_are_found_again(tmp_path):
     assert [(r["steps"], r["value"]) for r in again] == [(1, 5.0), (2, 4.0)]
     assert again.get({"system": "a", "steps": 2, "value": 9})["value"] == 4.0
     assert again.get({"system": "b", "steps": 2}) is None
+    again.add({"system": "b", "steps": 1, "value": 1.0})
+    records.add({"system": "c", "steps": 1, "value": 2.0})  # which was read before
+    assert [r["system"] for r in Records(path, ["system", "steps"], "value")] == ["a", "a", "b", "c"]
     with pytest.raises(FastDiSSError, match="the results of another command: take another folder"):
         Records(path, ["system"], "scores")
     path.write_text("[{")

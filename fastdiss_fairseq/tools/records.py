@@ -1,5 +1,7 @@
 """Result files: lists of flat records in JSON, written whole after each record, read back on resuming."""
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -11,7 +13,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Dict, Iterable, Iterator, Optional, Sequence
 
 import torch
 
@@ -42,19 +44,18 @@ class Records:
     """
 
     def __init__(self, path, key_fields: Sequence[str], known_by: str):
-        self.path, self.key_fields = Path(path), tuple(key_fields)
-        self._found: Dict[str, dict] = {}
-        if self.path.exists():
-            self._found = {self.key(record): record for record in self._read(known_by)}
+        self.path, self.key_fields, self.known_by = Path(path), tuple(key_fields), known_by
+        self._found = self._read()
 
-    def _read(self, known_by: str) -> List[dict]:
+    def _read(self) -> Dict[str, dict]:
+        """What is on file by now."""
         try:
-            records = json.loads(self.path.read_text(encoding="utf-8"))
+            records = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
         except ValueError as error:
             raise FastDiSSError(f"{self.path} is no results file: {error}") from None
-        if not all(known_by in record for record in records):
+        if not all(self.known_by in record for record in records):
             raise FastDiSSError(f"{self.path} holds the results of another command: take another folder")
-        return records
+        return {self.key(record): record for record in records}
 
     def key(self, record: dict) -> str:
         """What identifies a record, also as part of a file name."""
@@ -71,9 +72,23 @@ class Records:
         return len(self._found)
 
     def add(self, record: dict) -> None:
-        """Add or replace a record, with all of :data:`FIELDS`, and save all; a crash leaves the old file or the new one."""
-        self._found[self.key(record)] = complete(record)
-        save(self.path, list(self))
+        """Add or replace a record, with all of :data:`FIELDS`, and save all, with what other processes have added
+        meanwhile; a crash leaves the old file or the new one."""
+        with locked(self.path.parent):
+            self._found = {**self._read(), self.key(record): complete(record)}
+            save(self.path, list(self))
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let other processes that would write here wait, where the file system knows of locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def complete(record: dict) -> dict:
