@@ -108,7 +108,7 @@ def test_the_contrasts_are_means_over_seeds():
         "reusing costs: gap of standard", "SCP closes it: gap of standard − gap of scp", "SCP: scp − standard",
         "MANS adds to SCP: scp+mans − scp", "both: scp+mans − standard",
     }  # fmt: skip
-    table = contrasts.ablation_table(found, "BLEU", "standard")
+    table = contrasts.pooled_table(found, "BLEU", "standard")
     assert "| contrast | K | seed 1 / 2 | mean | 95 % interval | p |" in table
     assert "| SCP: scp − standard | 5 | +0.50 / -1.00 | -0.25 | -0.25 to -0.25 |" in table
     assert "| both: scp+mans − standard | 5 | – / -0.75 |" in table
@@ -124,7 +124,7 @@ def test_settings_are_not_mixed():
     pooled = list(contrasts.pooled(records, scores))
     found = {(each.record["steps"], each.record["repeats"]): each.mean.value for each in pooled}
     assert found == {(1, "keep"): 1, (1, "merge"): 1, (5, "keep"): 0.5, (5, "merge"): 0.5}
-    assert "scp − standard, keep | 1 | +1.00 / +1.00 |" in contrasts.ablation_table(pooled, "BLEU", "standard")
+    assert "scp − standard, keep | 1 | +1.00 / +1.00 |" in contrasts.pooled_table(pooled, "BLEU", "standard")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,17 @@ def test_a_claim_is_told_though_no_baseline_is_named(baseline, shown):
     values = {("standard", "previous", 1): 20.0, ("scp", "previous", 1): 21.0}
     found = list(contrasts.pooled([record(*key) for key in values], scores_of(values)))
     assert [each.name for each in found] == ["SCP: scp − standard"]
-    assert ("scp − standard" in contrasts.ablation_table(found, "BLEU", baseline)) == shown
+    assert ("scp − standard" in contrasts.pooled_table(found, "BLEU", baseline)) == shown
+
+
+def test_variants_of_several_seeds_are_tested_against_the_baseline_in_the_mean():
+    values = {("standard", "previous", 1): 20.0, ("standard", "previous", 2): 22.0}
+    values.update({("late", "previous", 1): 21.0, ("late", "previous", 2): 22.5, ("scp", "previous", 2): 23.0})
+    found = list(contrasts.pooled([record(*key) for key in values], scores_of(values), "standard"))
+    assert [(each.name, each.by_seed) for each in found] == [
+        ("SCP: scp − standard", {2: 1.0}), ("late − standard", {1: 1.0, 2: 0.5}),
+    ]  # fmt: skip
+    assert "| late − standard | 5 | +1.00 / +0.50 | +0.75 |" in contrasts.pooled_table(found, "BLEU", "standard")
 
 
 def test_systems_without_a_counterpart_are_named():
@@ -148,7 +158,7 @@ def test_systems_without_a_counterpart_are_named():
 def test_records_of_one_system_make_no_table():
     values = {("standard", "previous", 1): 20.0, ("standard", "recompute", 1): 21.0}
     found = list(contrasts.pooled([record(*key) for key in values], scores_of(values)))
-    assert len(found) == 1 and contrasts.ablation_table(found, "BLEU", "standard") == ""
+    assert len(found) == 1 and contrasts.pooled_table(found, "BLEU", "standard") == ""
 
 
 def test_candidates_of_lengths_and_of_seeds_are_not_taken_for_each_other():

@@ -1,5 +1,5 @@
 """What a sweep's records are tested for: each system against a baseline, recomputed against reused self-conditioning
-estimates, and, where the records are of the paper's ablation, its claims, as means over seeds."""
+estimates, and, where the records are of the paper's ablation, its claims; of several seeds as means."""
 
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -15,18 +15,22 @@ Lines = Callable[[dict], List[str]]
 PREVIOUS, RECOMPUTE = "previous", "recompute"
 
 
-def gap(system: str, sign: int = 1) -> Tuple[Tuple[int, str, str], ...]:
+#: A contrast: (weight, system, self-conditioning) of each score that it is the sum of.
+Terms = Tuple[Tuple[int, str, str], ...]
+
+
+def gap(system: str, sign: int = 1) -> Terms:
     """The terms of what recomputing the estimate gains over reusing it."""
     return ((sign, system, RECOMPUTE), (-sign, system, PREVIOUS))
 
 
-def gain(system: str, over: str) -> Tuple[Tuple[int, str, str], ...]:
+def gain(system: str, over: str) -> Terms:
     """The terms of a system's gain over another, both reusing the estimate."""
     return ((1, system, PREVIOUS), (-1, over, PREVIOUS))
 
 
-#: The contrasts of the ablation: name -> terms (weight, system, self-conditioning).
-ABLATION = {
+#: The contrasts of the ablation.
+ABLATION: Dict[str, Terms] = {
     "reusing costs: gap of standard": gap("standard"),
     "SCP closes it: gap of standard − gap of scp": gap("standard") + gap("scp", -1),
     "both close it: gap of standard − gap of scp+mans": gap("standard") + gap("scp+mans", -1),
@@ -38,10 +42,11 @@ ABLATION = {
 
 
 class Pooled(NamedTuple):
-    """A contrast of the ablation at one K: the mean over seeds, and the value of each.  It is tested over sentences, so
-    it speaks of these trainings; how others would differ the values of the seeds show."""
+    """A contrast at one K: the mean over seeds, and the value of each.  It is tested over sentences, so it speaks of these
+    trainings; how others would differ the values of the seeds show."""
 
     name: str
+    terms: Terms
     record: dict  # one of those that it is of
     mean: Difference
     by_seed: Dict[object, float]
@@ -127,39 +132,46 @@ def titled(title: str, text: str) -> str:
     return f"**{title} (paired bootstrap, two-sided, {RESAMPLES:,} resamples)**\n\n{text}"
 
 
-def pooled(records: Sequence[dict], scores: Scores) -> Iterable[Pooled]:
-    """The contrasts of the ablation that the records allow, of each setting and K, over all seeds that have them."""
-    standard = [r for r in records if r["system"] == "standard" and r["self_conditioning"] == PREVIOUS]
-    settings = {identity({**r, "seed": None}): r for r in standard}
-    for name, terms in ABLATION.items():
+def contrasts_of(records: Sequence[dict], baseline: Optional[str]) -> Dict[str, Terms]:
+    """Those of the ablation, and of each other system against the baseline."""
+    others = dict.fromkeys(r["system"] for r in records if baseline and r["system"] != baseline)
+    gains = {f"{system} − {baseline}": gain(system, baseline) for system in others}
+    return {**ABLATION, **{name: terms for name, terms in gains.items() if terms not in ABLATION.values()}}
+
+
+def pooled(records: Sequence[dict], scores: Scores, baseline: Optional[str] = None) -> Iterable[Pooled]:
+    """The contrasts that the records allow, of each setting and K, over all seeds that have them."""
+    cells = {identity(r): r for r in reversed(records)}
+    settings = {identity({**r, "system": None, "seed": None}): r for r in records if r["self_conditioning"] == PREVIOUS}
+    for name, terms in contrasts_of(records, baseline).items():
         for setting in settings.values():
             found = {}
-            for seed in dict.fromkeys(r["seed"] for r in standard):
-                of = lambda system, how: twin(records, setting, system=system, self_conditioning=how, seed=seed)
-                sides = [(weight, of(system, how)) for weight, system, how in terms]
+            for seed in dict.fromkeys(r["seed"] for r in records):
+                of = lambda system, how: {**setting, "system": system, "self_conditioning": how, "seed": seed}
+                sides = [(weight, cells.get(identity(of(system, how)))) for weight, system, how in terms]
                 if all(record is not None for _, record in sides):
                     found[seed] = sum(weight * scores(record) for weight, record in sides)
             if found:
                 mean = difference_of(sum(found.values()) / len(found))
-                yield Pooled(name, setting, mean, {seed: values[0] for seed, values in found.items()})
+                yield Pooled(name, terms, setting, mean, {seed: values[0] for seed, values in found.items()})
 
 
-def is_of_pair(name: str, baseline: Optional[str]) -> bool:
-    """Whether :func:`pairs_table` has a contrast of the ablation, too, of one seed."""
-    named = {system for _, system, _ in ABLATION[name]}
-    return len(ABLATION[name]) == 2 and (len(named) == 1 or baseline in named)
+def is_of_pair(terms: Terms, baseline: Optional[str]) -> bool:
+    """Whether :func:`pairs_table` has a contrast, too, of one seed."""
+    named = {system for _, system, _ in terms}
+    return len(terms) == 2 and (len(named) == 1 or baseline in named)
 
 
-def ablation_table(contrasts: Sequence[Pooled], metric: str, baseline: Optional[str]) -> str:
-    """The contrasts of the ablation; nothing where they are no more than :func:`pairs_table` has."""
-    if not any(len(contrast.by_seed) > 1 or not is_of_pair(contrast.name, baseline) for contrast in contrasts):
+def pooled_table(contrasts: Sequence[Pooled], metric: str, baseline: Optional[str]) -> str:
+    """Contrasts as means over seeds; nothing where they are no more than :func:`pairs_table` has."""
+    if not any(len(contrast.by_seed) > 1 or not is_of_pair(contrast.terms, baseline) for contrast in contrasts):
         return ""
     shown = [i for i in varying([contrast.record for contrast in contrasts]) if ROW_FIELDS[i] not in ("system", "seed")]
-    seeds = list(dict.fromkeys(seed for contrast in contrasts for seed in contrast.by_seed))
+    seeds = sorted({seed for contrast in contrasts for seed in contrast.by_seed}, key=lambda seed: (seed is None, seed))
     lines = []
-    for name, record, mean, by_seed in contrasts:
+    for name, _, record, mean, by_seed in contrasts:
         called = ", ".join(filter(None, [name, label(record, shown)]))
         each = " / ".join(f"{by_seed[seed]:+.2f}" if seed in by_seed else "–" for seed in seeds)
         lines.append([called, f"{record['steps']}", each, *figures(mean)])
     heads = ["contrast", "K", f"seed {' / '.join(map(str, seeds))}", "mean", *FIGURES[1:]]
-    return titled(f"The ablation in {metric}: means of these trainings, over sentences", table(heads, 5, lines))
+    return titled(f"Means of these trainings in {metric}, over sentences", table(heads, 5, lines))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from . import plots
-from .contrasts import Lines, ablation_table, cached_scores, pairs_table, pooled, rivals, untested
+from .contrasts import Lines, cached_scores, pairs_table, pooled, pooled_table, rivals, untested
 from .rows import ROW_FIELDS, identity, label, row_of, table, twin, value_of, varying
 from .scoring import Score
 
@@ -26,7 +26,7 @@ def write(
     having = [record for record in records if metric in record["scores"]]
     scores = cached_scores(hypotheses, references, metric)
     parts = [quality_table(records, metric) for metric in metrics_of(records)]
-    parts += [speed_table(records), ablation_table(list(pooled(having, scores)), metric, baseline)]
+    parts += [speed_table(records), pooled_table(list(pooled(having, scores, baseline)), metric, baseline)]
     pairs = rivals(having, baseline)
     parts += [pairs_table(pairs, scores, metric), untested(having, pairs, baseline), footnote(records)]
     (folder / "table.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
