@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Publishers' archives: read their files, or print a checksum (``archives.py sha256 FILE``)."""
+"""Publishers' archives: read their files; or print a checksum (``archives.py sha256 FILE``), or see that all can be read
+(``archives.py check FILE``)."""
 
 import gzip
 import hashlib
@@ -31,6 +32,35 @@ def members(archive):
                 yield member.name, files.extractfile(member)
 
 
+#: What reading a damaged archive raises.
+DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
+
+
+def check(path):
+    """Read a tar archive, a zip archive or a gzipped file to its end.
+
+    Raises:
+        PreparationError: it is none, or damaged.
+    """
+    try:
+        with open(path, "rb") as stream:
+            gzipped = stream.read(2) == b"\x1f\x8b"
+        if gzipped:  # a tar archive's checksum is behind its last file, too
+            with gzip.open(path) as stream:
+                exhaust(stream)
+            return
+        for _, stream in members(path):
+            exhaust(stream)
+    except DAMAGES as error:
+        raise PreparationError(f"{path} is damaged: {error}") from None
+
+
+def exhaust(stream):
+    """Read a stream to its end."""
+    while stream.read(1 << 20):
+        pass
+
+
 def read_members(archive, *layouts):
     """Lines of the files that one of the layouts names.
 
@@ -53,7 +83,7 @@ def read_members(archive, *layouts):
             name = next((known for known in wanted if f"/{name}".endswith(f"/{known}")), None)
             if name is not None and name not in found:
                 found[name] = lines_of(gzip.GzipFile(fileobj=stream) if path.endswith(".gz") else stream)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, UnicodeDecodeError) as error:
+    except (*DAMAGES, UnicodeDecodeError) as error:
         raise PreparationError(f"{archive} is damaged: {error}") from None
     for layout in layouts:
         if set(layout) <= set(found):
@@ -78,6 +108,12 @@ def sha256(path):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] != "sha256":
+    if len(sys.argv) != 3 or sys.argv[1] not in ("sha256", "check"):
         sys.exit(__doc__)
-    print(sha256(sys.argv[2]))
+    if sys.argv[1] == "sha256":
+        print(sha256(sys.argv[2]))
+    else:
+        try:
+            check(sys.argv[2])
+        except PreparationError as error:
+            sys.exit(str(error))

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import multiprocessing
+import re
 import shutil
 import subprocess
 import sys
@@ -154,8 +155,9 @@ def detokeniser(lang):
 
 def map_lines(make, argument, lines, workers):
     """`make(argument)` of every line, in so many processes."""
+    function = make(argument)  # here, too, where an error is one
     if workers == 1:
-        return list(map(make(argument), lines))
+        return list(map(function, lines))
     with multiprocessing.Pool(workers, _set_function, (make, argument)) as pool:
         return pool.map(_call_function, lines, chunksize=5000)
 
@@ -217,7 +219,7 @@ def write_pairs(prefix, langs, pairs):
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     for side, lang in enumerate(langs):
         with open(f"{prefix}.{lang}", "w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(pair[side] + "\n" for pair in pairs)
+            stream.writelines(" ".join(pair[side].split()) + "\n" for pair in pairs)  # a line feed ends a pair
 
 
 def binarise(text, destination, langs, workers, like=None):
@@ -412,13 +414,29 @@ def get_parser():
     return parser
 
 
+def check(args):
+    """Raise PreparationError where the options cannot work."""
+    langs = (args.source_lang, args.target_lang)
+    if args.workers < 1:
+        raise PreparationError(f"--workers must be at least 1, not {args.workers}")
+    if langs[0] == langs[1]:
+        raise PreparationError(f"--source-lang and --target-lang are both {langs[0]}: name the sides apart")
+    for lang in langs:
+        if not re.fullmatch(r"\w+", lang):
+            raise PreparationError(
+                f"a language's name may have letters, digits and _ alone, not {lang}: it is part of file names"
+            )
+    for name in ("codes", *(f"dict.{lang}.txt" for lang in langs)) if args.like else ():
+        if not (Path(args.like) / name).is_file():
+            raise PreparationError(f"--like {args.like} has no {name}")
+
+
 def main(argv=None):
     """Command-line entry; problems become one line on stderr and exit code 1."""
     args = get_parser().parse_args(argv)
     args.tokenizer_langs = args.tokenizer_langs or [args.source_lang, args.target_lang]
     try:
-        if args.workers < 1:
-            raise PreparationError(f"--workers must be at least 1, not {args.workers}")
+        check(args)
         report(prepare(args))
     except (PreparationError, OSError) as error:
         sys.exit(f"prepare_pairs: {error}")

@@ -40,6 +40,15 @@ workers() {
     if [[ ${1:-} == --cpu ]]; then echo 0; else echo 1; fi
 }
 
+# direction SOURCE TARGET: sets `source_lang` and `target_lang` to SOURCE_LANG and TARGET_LANG; of one that is given the other
+# side is what remains of SOURCE and TARGET.
+direction() {
+    source_lang=${SOURCE_LANG:-$1} target_lang=${TARGET_LANG:-$2}
+    [[ $source_lang == "$target_lang" ]] || return 0
+    if [[ -z ${TARGET_LANG:-} ]]; then target_lang=$1; fi
+    if [[ -z ${SOURCE_LANG:-} ]]; then source_lang=$2; fi
+}
+
 # read_arguments NAME "$@": sets `destination` (the first argument, or data-bin/NAME), `options` (all others) and
 # `recipe`, the calling script's folder under examples/.
 read_arguments() {
@@ -56,17 +65,23 @@ read_arguments() {
 }
 
 # check_whole FILE NAME [SHA256]: removes FILE and dies unless it is whole; where the publisher gives no checksum, a
-# compressed file's own is read.  NAME tells its format and stands in the message.
+# compressed file's own is read.  NAME tells whether it is one, and stands in the message.
 check_whole() {
     local file=$1 name=$2 expected=${3:-} found
     if [[ -n $expected ]]; then
         found=$("$python" "$root/scripts/archives.py" sha256 "$file") || die "cannot read $file"
         [[ $found == "$expected" ]] || { rm -f "$file"; die "$name: its SHA-256 is $found, not $expected, so it is removed"; }
-    elif [[ $name == *gz ]]; then
-        gzip --test "$file" 2> /dev/null || { rm -f "$file"; die "$name is no gzip file, or was cut short"; }
-    elif [[ $name == *.zip ]]; then
-        "$python" -m zipfile -t "$file" > /dev/null 2>&1 || { rm -f "$file"; die "$name is no zip file, or was cut short"; }
+    elif [[ $name == *gz || $name == *.zip ]]; then
+        "$python" "$root/scripts/archives.py" check "$file" 2> /dev/null || { rm -f "$file"; die "$name is no archive, or was cut short"; }
     fi
+}
+
+# fetch URL FILE: goes on with FILE where the server can, or else begins anew.
+fetch() {
+    local get=(curl --fail --location --silent --show-error --retry 3 --output "$2" "$1") status=0
+    "${get[@]}" --continue-at - || status=$?
+    [[ $status == 33 ]] || return "$status" # it knows no ranges
+    "${get[@]}"
 }
 
 # download VARIABLE URL FILE [SHA256]: FILE gets its name only once it is whole, and an interrupted download goes on.
@@ -78,8 +93,7 @@ download() {
     command -v curl > /dev/null || die "curl is missing; download $url yourself and set $variable"
     mkdir -p "$(dirname "$file")"
     echo "downloading $url"
-    curl --fail --location --silent --show-error --retry 3 --continue-at - --output "$file.part" "$url" ||
-        die "cannot download $url (or set $variable)"
+    fetch "$url" "$file.part" || die "cannot download $url (or set $variable)"
     check_whole "$file.part" "${file##*/}" "${4:-}"
     mv "$file.part" "$file"
 }

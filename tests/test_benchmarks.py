@@ -176,7 +176,7 @@ def test_a_download_cut_short_is_removed(tmp_path):
     options = dict(root=checkout(tmp_path / "checkout"), WMT14_URL=f"file://{tmp_path}/site")
     done = call(f"{EN_DE}/prepare.sh", tmp_path / "out", **options)
     assert_one_line_and_nothing_left(
-        done, tmp_path, "training-parallel-europarl-v7.tgz is no gzip file, or was cut short"
+        done, tmp_path, "training-parallel-europarl-v7.tgz is no archive, or was cut short"
     )
     published.wmt14(folder)
     done = call(f"{EN_DE}/prepare.sh", tmp_path / "out", **options)  # what is under wmt14/ on the site is missing

@@ -2,11 +2,15 @@
 
 import gzip
 import hashlib
+import http.server
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -224,8 +228,6 @@ def test_several_processes_make_the_same_folder(prepared, tmp_path):
     assert result.returncode == 0, result.stderr
     for name in ("train.de-en.de.bin", "codes", "dict.de.txt", "raw/test.en"):
         assert (tmp_path / "out" / name).read_bytes() == (out / name).read_bytes()
-    none = run("prepare_pairs.py", *command(raw, tmp_path / "none", "--workers=0"))
-    assert_one_line_error(none, "--workers must be at least 1, not 0")
 
 
 def test_other_settings_or_other_text_are_not_reused(prepared, tmp_path):
@@ -477,3 +479,81 @@ def test_fetch_without_apt_or_german_leaves_nothing(tmp_path):
     result = run("debian_corpus.py", "fetch", target, PATH=str(tmp_path / "none"))
     assert_one_line_error(result, "apt-get is missing")
     assert {path.name for path in tmp_path.iterdir()} == {"bin", "none"}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--target-lang=de"], "--source-lang and --target-lang are both de"),
+        (["--source-lang=de-AT"], "not de-AT"),
+        (["--like=elsewhere"], "--like elsewhere has no codes"),
+        (["--workers=0"], "--workers must be at least 1, not 0"),
+    ],
+)
+def test_options_that_cannot_work_are_one_line(options, message, prepared, tmp_path):
+    raw, _, _ = prepared
+    assert_one_line_error(run("prepare_pairs.py", *command(raw, tmp_path / "none", *options)), message)
+
+
+def test_a_text_with_line_feeds_stays_one_line(tmp_path):
+    pairs_tool.write_pairs(tmp_path / "a", ("x", "y"), [("one\ntwo ", "three"), ("four", "five\r\nsix\u2028seven")])
+    assert (tmp_path / "a.x").read_text() == "one two\nfour\n"
+    assert (tmp_path / "a.y").read_text() == "three\nfive six seven\n"
+
+
+def test_what_several_processes_would_need_is_missed_here(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacremoses", None)
+    with pytest.raises(pairs_tool.PreparationError, match="sacremoses"):
+        pairs_tool.map_lines(pairs_tool.moses, "en", ["a"], workers=2)
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar", "gz"])
+def test_an_archive_is_read_to_its_end(kind, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "text").write_text(" ".join(map(str, range(3000))))
+    if kind == "gz":
+        file = tmp_path / "a.gz"
+        file.write_bytes(gzip.compress((tmp_path / "in" / "text").read_bytes()))
+    else:
+        file = Path(shutil.make_archive(str(tmp_path / "a"), kind, tmp_path / "in"))
+    archives, whole = load("archives"), file.read_bytes()
+    archives.check(file)
+    half = len(whole) // 2
+    for damaged in (whole[:half], whole[:half] + bytes([whole[half] ^ 0xFF]) + whole[half + 1 :]):
+        file.write_bytes(damaged)
+        with pytest.raises(Exception, match="damaged") as raised:
+            archives.check(file)
+        assert type(raised.value).__name__ == "PreparationError"
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, "de en"),
+        ({"SOURCE_LANG": "en"}, "en de"),
+        ({"TARGET_LANG": "de"}, "en de"),
+        ({"SOURCE_LANG": "fr"}, "fr en"),
+        ({"SOURCE_LANG": "en", "TARGET_LANG": "fr"}, "en fr"),
+        ({"SOURCE_LANG": "de"}, "de en"),
+    ],
+)
+def test_of_one_language_that_is_given_the_other_follows(given, expected):
+    line = f'source "{SCRIPTS}/recipe.sh"; direction de en; echo "$source_lang $target_lang"'
+    done = subprocess.run(["bash", "-euc", line], env={**os.environ, **given}, capture_output=True, text=True)
+    assert done.stdout == f"{expected}\n"
+
+
+def test_a_download_goes_on_or_begins_anew(tmp_path):
+    """Python's own server knows no ranges."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "a.txt").write_text("text\n" * 1000)
+    serve = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (tmp_path / "a.txt.part").write_text("text\n" * 10)
+        line = (
+            f'source "{SCRIPTS}/recipe.sh"; download X http://127.0.0.1:{server.server_port}/a.txt "{tmp_path}/a.txt"'
+        )
+        subprocess.run(["bash", "-euc", line], env={**os.environ, "PYTHON": sys.executable}, check=True)
+        server.shutdown()
+    assert (tmp_path / "a.txt").read_text() == "text\n" * 1000

@@ -237,3 +237,11 @@ def test_help_explains_a_script_and_does_nothing(script, tmp_path):
         done = subprocess.run(line, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path)
         assert done.returncode == 0 and script.name in done.stdout and "#" not in done.stdout.splitlines()[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scripts_that_name_their_program_can_be_run():
+    named = [path for path in ROOT.joinpath("scripts").iterdir() if path.is_file() and path.read_bytes()[:2] == b"#!"]
+    assert (
+        len(named) > 5
+        and [path.name for path in named if not os.access(path, os.X_OK) and path.name != "recipe.sh"] == []
+    )

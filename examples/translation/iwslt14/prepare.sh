@@ -10,7 +10,7 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/recipe.sh"
-source_lang=${SOURCE_LANG:-de} target_lang=${TARGET_LANG:-en}
+direction de en
 read_arguments "iwslt14_${source_lang}_${target_lang}" "$@"
 
 locate IWSLT14 "${IWSLT14_URL:-http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz}" \

@@ -13,7 +13,7 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/recipe.sh"
-source_lang=${SOURCE_LANG:-en} target_lang=${TARGET_LANG:-de}
+direction en de
 read_arguments "wmt14_${source_lang}_${target_lang}" "$@"
 
 archive=${WMT14:-$root/data-bin/wmt14_raw}

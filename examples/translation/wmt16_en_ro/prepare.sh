@@ -11,7 +11,7 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/recipe.sh"
-source_lang=${SOURCE_LANG:-en} target_lang=${TARGET_LANG:-ro}
+direction en ro
 read_arguments "wmt16_${source_lang}_${target_lang}" "$@"
 
 locate WMT16_EN_RO "${WMT16_EN_RO_URL:-}" "$root/data-bin/wmt16_en_ro_raw/wmt16.tar.gz"
