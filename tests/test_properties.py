@@ -40,15 +40,17 @@ def test_mbr_of_copies_is_one(candidate, copies):
     longest=st.integers(1, 64),
     offset=st.integers(1, 20),
     seed=st.integers(0, 99),
+    factor=st.sampled_from([1.0, 0.1, 0.5, 0.9, 1.06, 3.0]),
 )
 def test_predicted_lengths_can_be_decoded_and_none_comes_twice_while_there_are_others(
-    source, beam, longest, offset, seed
+    source, beam, longest, offset, seed, factor
 ):
     predictor = LengthPredictor(4, offset)
     beam = min(beam, predictor.offsets)
     logits = torch.randn(1, 2 * offset + 1, generator=torch.Generator().manual_seed(seed))
-    found = predictor.top(logits, torch.tensor([source]), beam, longest)[0][0].tolist()
-    possible = {length for length in range(source - offset, source + offset + 1) if 1 <= length <= longest}
+    found = predictor.top(logits, torch.tensor([source]), beam, longest, factor)[0][0].tolist()
+    predicted = [length for length in range(source - offset, source + offset + 1) if 1 <= length <= longest]
+    possible = {min(max(round(float(np.float32(length) * np.float32(factor))), 1), longest) for length in predicted}
     assert len(found) == beam and all(1 <= length <= longest for length in found)
     assert len(set(found)) == max(1, min(beam, len(possible)))
 

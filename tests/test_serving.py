@@ -83,12 +83,29 @@ def test_answers_and_passes_the_options_on(model):
         (["a"], {"length_beam": 11}, 422),
         (["a"], {"repeats": "drop"}, 422),
         (["a"], {"length_factor": 9}, 422),
+        (["a"], {"steps": True}, 422),
+        (["a"], {"steps": "5"}, 422),
         (["a" * 2001], {}, 413),
+        (["a" * 1000] * 64, {"length_beam": 4}, 413),
+        (["a" * 40000], {}, 413),
+        (["a" * 2000] * 64 * 20, {}, 413),
     ],
 )
 def test_limits(model, sentences, options, status):
     with TestClient(server.create_app(model)) as client:
         assert ask(client, *sentences, **options).status_code == status
+    assert model.calls == []
+
+
+@pytest.mark.parametrize(
+    "text", ['{"sentences": ["\\ud800"]}', '{"sentences": ["a"], "options": {"length_factor": NaN}}', "[", "{}"]
+)
+def test_what_is_no_request_is_refused_without_being_repeated(text, model):
+    with TestClient(server.create_app(model), raise_server_exceptions=False) as client:
+        refused = client.post("/translate", content=text, headers={"Content-Type": "application/json"})
+        assert refused.status_code == 422 and {"loc", "msg"} == set(refused.json()["detail"][0])
+        unsized = client.post("/translate", content=iter([b"{}"]), headers={"Content-Type": "application/json"})
+        assert unsized.status_code == 413
     assert model.calls == []
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import List, NamedTuple
 
 import uvicorn
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
@@ -25,17 +27,21 @@ from fastdiss_fairseq import FastDiSS, FastDiSSError
 class Options:
     """How to decode; requests with equal options share batches."""
 
-    steps: int = Field(5, ge=1, le=50, description="network evaluations K")
-    length_beam: int = Field(1, ge=1, le=10)
-    noise_beam: int = Field(1, ge=1, le=10)
+    steps: int = Field(5, ge=1, le=50, strict=True, description="network evaluations K")
+    length_beam: int = Field(1, ge=1, le=10, strict=True)
+    noise_beam: int = Field(1, ge=1, le=10, strict=True)
     choice: str = Field("score", pattern="^(score|mbr)$")
     repeats: str = Field("merge", pattern="^(merge|keep)$", description="words predicted twice in a row")
     length_factor: float = Field(1.0, ge=0.5, le=2.0, description="of the candidate lengths")
-    early_exit: bool = False
+    early_exit: bool = Field(False, strict=True)
+
+
+#: Sentences of a request.
+SENTENCES = 64
 
 
 class Query(BaseModel, extra="forbid"):
-    sentences: List[str] = Field(min_length=1, max_length=64)
+    sentences: List[str] = Field(min_length=1, max_length=SENTENCES)
     options: Options = Options()
 
 
@@ -46,13 +52,27 @@ class Answer(BaseModel):
 @dataclass(frozen=True)
 class Limits:
     """``batch``: sentences decoded together; ``wait``: seconds to wait for more of them; ``queue``: requests that
-    may wait; ``characters`` of a sentence; ``seconds`` that a request may take."""
+    may wait; ``characters`` of a sentence; ``work`` of a request: characters x candidates x steps; ``seconds`` that a request
+    may take, waiting included."""
 
     batch: int = 64
     wait: float = 0.005
     queue: int = 256
     characters: int = 2000
+    work: int = 1_000_000
     seconds: float = 30.0
+
+    def refusal(self, sentences: List[str], o: Options) -> str:
+        """Why a request is too large; empty where it is not."""
+        if max(map(len, sentences)) > self.characters:
+            return f"a sentence may have at most {self.characters} characters"
+        work = sum(map(len, sentences)) * o.length_beam * o.noise_beam * o.steps
+        return f"characters x candidates x steps may be at most {self.work}, not {work}" if work > self.work else ""
+
+    @property
+    def body(self) -> int:
+        """Bytes of a request: a character takes up to twelve in JSON."""
+        return 12 * SENTENCES * self.characters
 
 
 class Job(NamedTuple):
@@ -94,7 +114,7 @@ class Batcher:
             except (asyncio.QueueEmpty, asyncio.TimeoutError):
                 break
             jobs.append(job)
-        return [job for job in jobs if not job.done.done()]  # not those whose client has gone
+        return [job for job in jobs if not job.done.done()]  # not those that have waited too long
 
     async def _decode(self, jobs: List[Job], options: Options) -> None:
         sentences = [sentence for job in jobs for sentence in job.sentences]
@@ -130,6 +150,18 @@ def create_app(model: FastDiSS, limits: Limits = Limits()) -> FastAPI:
 
     app = FastAPI(title="FastDiSS", lifespan=lifespan)
 
+    @app.middleware("http")
+    async def bounded(request: Request, go_on):
+        length = request.headers.get("content-length", "0" if request.method == "GET" else "")
+        if not length.isdigit() or int(length) > limits.body:
+            return JSONResponse({"detail": f"a request needs a Content-Length of at most {limits.body}"}, 413)
+        return await go_on(request)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError):
+        """What is wrong, without what was sent, which may be no text at all."""
+        return JSONResponse({"detail": [{"loc": e["loc"], "msg": e["msg"]} for e in error.errors()]}, 422)
+
     @app.get("/health")
     async def health():
         batcher = app.state.batcher
@@ -142,8 +174,9 @@ def create_app(model: FastDiSS, limits: Limits = Limits()) -> FastAPI:
 
     @app.post("/translate")
     async def translate(query: Query) -> Answer:
-        if max(map(len, query.sentences)) > limits.characters:
-            raise HTTPException(413, f"a sentence may have at most {limits.characters} characters")
+        refusal = limits.refusal(query.sentences, query.options)
+        if refusal:
+            raise HTTPException(413, refusal)
         try:
             return Answer(translations=await app.state.batcher.translate(query.sentences, query.options))
         except FastDiSSError as error:  # what this model has not, such as early exit of FS-DFM
@@ -170,6 +203,7 @@ def main():
     if args.batch < 1 or args.queue < 1 or args.wait < 0:
         parser.error("--batch and --queue must be at least 1, --wait at least 0")
     model = FastDiSS.from_pretrained(args.bundle, args.device, decoding_onnx=args.onnx)
+    model.translate(["a"], steps=1)  # what cannot work ends here, and the first client does not wait
     app = create_app(model, Limits(batch=args.batch, wait=args.wait, queue=args.queue))
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
 

@@ -76,8 +76,8 @@ class Stages:
         """The first stage."""
         model, decoding = self.model, self.decoding
         source, longest = model.encode(src_tokens), model.max_positions()[1]
-        lengths, log_probs = model.length.top(source.length_logits, source.lengths, decoding.length_beam, longest)
-        lengths = (lengths * decoding.length_factor).round().long().clamp(1, longest)
+        beam, factor = decoding.length_beam, decoding.length_factor
+        lengths, log_probs = model.length.top(source.length_logits, source.lengths, beam, longest, factor)
         seeds = torch.arange(decoding.noise_beam, device=lengths.device)
         own = sentence_key(decoding.seed, src_tokens, src_tokens.ne(self.special.pad))
         key = fold(own.unsqueeze(1), "candidate", seeds).repeat(1, lengths.size(1))

@@ -36,18 +36,26 @@ class LengthPredictor(nn.Module):
         offset = (target - source).clamp(-self.max_offset, self.max_offset)
         return F.cross_entropy(logits, offset + self.max_offset, reduction="none")
 
-    def top(self, logits: Tensor, source: Tensor, beam: int, longest: int) -> Tuple[Tensor, Tensor]:
-        """The ``beam`` likeliest lengths of each sentence, at most :attr:`offsets`, likeliest first, and their
-        log-probabilities: (B, beam) each.
+    def top(
+        self, logits: Tensor, source: Tensor, beam: int, longest: int, factor: float = 1.0
+    ) -> Tuple[Tensor, Tensor]:
+        """The ``beam`` likeliest lengths of each sentence, at most :attr:`offsets`, likeliest first, times ``factor`` and
+        rounded; and their log-probabilities: (B, beam) each.
 
-        Lengths lie in [1, longest]; where fewer than ``beam`` of them can be predicted, the
-        likeliest one is repeated.
+        Lengths lie in [1, longest], and differ: of those that the factor makes equal the likeliest one counts.  Where there
+        are fewer than ``beam``, the likeliest is repeated.
         """
         log_probs = logits.log_softmax(-1)
         offsets = torch.arange(-self.max_offset, self.max_offset + 1, device=logits.device)
         lengths = source.unsqueeze(1) + offsets
         possible = (lengths >= 1) & (lengths <= longest)
         scores = log_probs.masked_fill(~possible, -float("inf"))
+        lengths = lengths.clamp(1, longest)
+        if factor != 1:
+            lengths = (lengths * factor).round().long().clamp(1, longest)
+            of_each = scores.new_full((len(scores), longest + 1), -float("inf"))
+            likeliest = of_each.scatter_reduce(1, lengths, scores, "amax").gather(1, lengths)
+            scores = scores.masked_fill(scores < likeliest, -float("inf"))
         values, best = scores.topk(beam, dim=1)
         best = torch.where(values == -float("inf"), best[:, :1], best)
-        return lengths.clamp(1, longest).gather(1, best), log_probs.gather(1, best)
+        return lengths.gather(1, best), log_probs.gather(1, best)
