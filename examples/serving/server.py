@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as checked
 
 from fastdiss_fairseq import FastDiSS, FastDiSSError
@@ -43,6 +43,13 @@ SENTENCES = 64
 class Query(BaseModel, extra="forbid"):
     sentences: List[str] = Field(min_length=1, max_length=SENTENCES)
     options: Options = Options()
+
+    @field_validator("sentences")
+    @classmethod
+    def are_text(cls, sentences: List[str]) -> List[str]:
+        """UTF-16's halves of characters, which JSON may name, are none."""
+        "".join(sentences).encode()
+        return sentences
 
 
 class Answer(BaseModel):
