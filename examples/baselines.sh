@@ -42,7 +42,7 @@ case $system in
 esac
 
 # The sizes, as options of fairseq's transformers.
-sizes=$("${PYTHON:-python}" - "${ARCH:-fastdiss_tiny}" << 'PROGRAM'
+sizes=$("$python" - "${ARCH:-fastdiss_tiny}" << 'PROGRAM'
 import sys
 from fastdiss_fairseq.models.config import ARCHITECTURES, architecture_config
 if sys.argv[1] not in ARCHITECTURES:

@@ -26,13 +26,18 @@ read -ra device <<< "${DEVICE:-}"
 
 languages "$data"
 
-ours=() outputs=()
+for system in "$@"; do
+    [[ " standard scp mans scp+mans ar nat inat cmlm levt insertion " == *" $system "* ]] || die "unknown system $system"
+done
+
+theirs=$output ours=() outputs=()
+[[ ${SEED:-1} == 1 ]] || theirs=$output/seed$SEED
 for system in "$@"; do
     case $system in
         standard | scp | mans | scp+mans) ours+=("$system") ;;
         *)
-            bash "$root/examples/baselines.sh" "$system" "$data" "$output"
-            for file in "$output/${system}"_*.txt; do
+            env -u BEAMS SUBSET=test bash "$root/examples/baselines.sh" "$system" "$data" "$theirs"
+            for file in "$theirs/${system}"_*.txt; do
                 number=${file##*_}
                 number=${number%.txt}
                 if [[ $system == ar ]]; then outputs+=("ar_beam$number=$file"); else outputs+=("$system:$number=$file"); fi

@@ -20,11 +20,13 @@ subset=${SUBSET:-test}
 output=${OUTPUT:-$(dirname "$checkpoint")/${subset}_k$steps.txt}
 languages "$data"
 read -ra device <<< "${DEVICE:-}"
+mkdir -p "$(dirname "$output")"
 
 fairseq-generate "$data" --user-dir "$root/fastdiss_fairseq" --task fastdiss -s "$source_lang" -t "$target_lang" \
     --path "$checkpoint" --gen-subset "$subset" --decoding-steps "$steps" --post-process subword_nmt \
     --batch-size "${BATCH_SIZE:-128}" "${device[@]}" "$@" > "$output.part" 2> "$output.log" ||
     { tail -n 1 "$output.log" >&2; rm -f "$output.part"; die "decoding failed: see $output.log"; }
 mv "$output.part" "$output"
+grep -F ' | WARNING | ' "$output.log" >&2 || true # options without effect, sources that were cut
 rm -f "$output.log"
 echo "$output"

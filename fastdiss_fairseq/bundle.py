@@ -112,5 +112,6 @@ class Bundle:
         if not codes.is_file():
             return None, None
         source, target = self.description.get("tokenizer_langs", self.languages)
-        tokenizer = MosesTokenizer(MosesTokenizerConfig(source_lang=source, target_lang=target))
+        options = self.description.get("moses", {})
+        tokenizer = MosesTokenizer(MosesTokenizerConfig(source_lang=source, target_lang=target, **options))
         return tokenizer, SubwordNMTBPE(SubwordNMTBPEConfig(bpe_codes=str(codes)))

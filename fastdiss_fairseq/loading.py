@@ -39,12 +39,17 @@ def data_folder(path) -> Path:
 def tokenised_as(data, lang: Optional[str]) -> Optional[str]:
     """The language that text of ``lang`` in a data folder was tokenised as: that, where ``scripts/prepare_pairs.py`` has
     not written down another."""
+    settings = prepared_with(data)
+    sides = settings.get("source_lang"), settings.get("target_lang")
+    return dict(zip(sides, settings.get("tokenizer_langs") or sides)).get(lang, lang)
+
+
+def prepared_with(data) -> dict:
+    """The settings of ``scripts/prepare_pairs.py`` for a data folder; nothing where another program made it."""
     try:
-        settings = json.loads((Path(data) / "stats.json").read_text(encoding="utf-8"))["settings"]
-        known = dict(zip((settings["source_lang"], settings["target_lang"]), settings["tokenizer_langs"]))
+        return dict(json.loads((Path(data) / "stats.json").read_text(encoding="utf-8"))["settings"])
     except (OSError, ValueError, KeyError, TypeError):
-        return lang
-    return known.get(lang, lang)
+        return {}
 
 
 def _refuse_archive(path: Path) -> None:

@@ -2,8 +2,9 @@
 #
 # PYTHON=PROGRAM              Python 3.11 or 3.12 (default: the first one found)
 # TORCH_REQUIREMENT=SPEC      which torch to install (default: torch==2.13.0)
+# Both count where .venv is made.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." > /dev/null && pwd)
 
 die() {
     echo "${0##*/}: $*" >&2
@@ -12,11 +13,12 @@ die() {
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-} python3.11 python3.12 python3 python; do
+    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3 python; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
+        [[ $candidate != "${PYTHON:-}" ]] || echo "${0##*/}: $PYTHON is no Python 3.11 or 3.12: looking for another" >&2
     done
     die "Python 3.11 or 3.12 is needed (PYTHON=/path/to/python); for 3.8 to 3.10 see docs/compatibility.md"
 }

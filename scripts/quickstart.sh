@@ -84,9 +84,11 @@ if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     updates=$((minutes * 900))
 fi
 
-echo "== training fastdiss_tiny for $minutes minutes (at most $updates updates); log: $output/train.log"
 mkdir -p "$output"
-if [[ ! -f $output/trained ]]; then
+if [[ -f $output/trained ]]; then
+    echo "== trained already, $(cat "$output/trained"): --output another folder to train anew"
+else
+    echo "== training fastdiss_tiny for $minutes minutes (at most $updates updates); log: $output/train.log"
     hours=$(python -c "print($minutes / 60)")
     fairseq-train "$data" --user-dir fastdiss_fairseq --task fastdiss -s "${pair[0]}" -t "${pair[1]}" \
         --arch fastdiss_tiny --criterion fastdiss_loss \
@@ -99,7 +101,7 @@ if [[ ! -f $output/trained ]]; then
         --no-epoch-checkpoints --keep-interval-updates 1 --save-dir "$output" \
         --log-format simple --log-interval 25 "${device[@]}" 2>&1 \
         | tee "$output/train.log" | python scripts/show_progress.py
-    touch "$output/trained"
+    echo "for $minutes minutes" > "$output/trained"
 fi
 
 echo "== decoding the test set"

@@ -2,7 +2,7 @@
 #
 # PYTHON=PROGRAM  the Python to use (default: python3)
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." > /dev/null && pwd)
 python=${PYTHON:-python3}
 
 die() {
@@ -53,7 +53,7 @@ direction() {
 # `recipe`, the calling script's folder under examples/.
 read_arguments() {
     command -v "$python" > /dev/null || die "there is no $python: set PYTHON to a Python with fairseq"
-    recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
+    recipe=$(cd "$(dirname "${BASH_SOURCE[1]}")" > /dev/null && pwd)
     recipe=${recipe#"$root/examples/"}
     destination=$root/data-bin/$1
     shift

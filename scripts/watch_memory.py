@@ -73,14 +73,18 @@ def main():
     except OSError as error:
         parser.error(str(error))
     while True:
-        curve.append((round(time.time() - start, 1), round(resident_mib(process.pid), 1)))
-        try:
-            status = process.wait(args.every)
-        except subprocess.TimeoutExpired:
-            status = None
+        status = process.poll()
+        if status is None or not curve:
+            curve.append((round(time.time() - start, 1), round(resident_mib(process.pid), 1)))
         Path(args.output).write_text(json.dumps(summary(args.command, curve, status), indent=1) + "\n")
         if status is not None:
             sys.exit(status)
+        try:
+            process.wait(args.every)
+        except subprocess.TimeoutExpired:
+            pass
+        except KeyboardInterrupt:  # which the command got, too
+            process.wait()
 
 
 if __name__ == "__main__":

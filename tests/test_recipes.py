@@ -229,6 +229,25 @@ def test_compare_needs_a_prepared_folder(tmp_path):
     assert done.returncode == 1 and "was it made by a prepare.sh" in done.stderr
 
 
+def test_compare_looks_at_all_names_first(tmp_path):
+    (tmp_path / "stats.json").write_text(
+        json.dumps({"settings": {"source_lang": "a", "target_lang": "b", "tokenizer_langs": ["a", "b"]}})
+    )
+    done = script("compare.sh", tmp_path, tmp_path / "out", "ar", "bert")
+    assert done.returncode == 1 and done.stderr == "compare.sh: unknown system bert\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "device, path, message", [("cpu", "out", "DEVICE must be --cpu or nothing, not cpu"), ("--cpu", "o'ut", "no '")]
+)
+def test_what_train_cannot_take_is_one_line(device, path, message, tmp_path):
+    settings = {"recipe": "translation/multi30k", "source_lang": "a", "target_lang": "b", "tokenizer_langs": ["a", "b"]}
+    (tmp_path / "stats.json").write_text(json.dumps({"settings": settings}))
+    done = script("train.sh", tmp_path, tmp_path / path, DEVICE=device)
+    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=[str(path.relative_to(ROOT)) for path in SCRIPTS])
 def test_help_explains_a_script_and_does_nothing(script, tmp_path):
     """In a folder of its own and without programs of the environment: what begins to work fails."""

@@ -10,6 +10,7 @@ import torch
 from fastdiss_fairseq import FastDiSS
 from fastdiss_fairseq.bundle import sha256
 from fastdiss_fairseq.errors import FastDiSSError
+from fastdiss_fairseq.tools import export
 
 BUNDLE = Path(__file__).parents[1] / "models" / "multi30k_de_en"
 SENTENCES = ["Ein Mann schläft auf einer Bank.", "Zwei Hunde spielen im Schnee.", "Eine Frau mit rotem Hut, die lacht."]
@@ -103,7 +104,14 @@ def test_the_text_is_tokenised_as_the_training_text_was(tmp_path):
     description = json.loads((copy / "bundle.json").read_text())
     assert description["tokenizer_langs"] == ["de", "en"]
     (copy / "bundle.json").write_text(json.dumps({**description, "tokenizer_langs": ["en", "en"]}))
-    assert FastDiSS.from_pretrained(copy).tokenizer.encode("It's") == "It &apos;s"
+    assert FastDiSS.from_pretrained(copy).tokenizer.encode("It's well-known") == "It &apos;s well @-@ known"
+    (tmp_path / "stats.json").write_text(json.dumps({"settings": {"tokenised": True}}))
+    for words, expected in (("the 's", "It 's well-known"), ("&apos;s @-@", "It &apos;s well @-@ known")):
+        (tmp_path / "dict").write_text(words)
+        description["moses"] = export.moses_options(tmp_path, [tmp_path / "dict"])
+        (copy / "bundle.json").write_text(json.dumps({**description, "tokenizer_langs": ["en", "en"]}))
+        assert FastDiSS.from_pretrained(copy).tokenizer.encode("It's well-known") == expected
+    assert export.moses_options(copy, [copy / "dict.en.txt"]) == {}
 
 
 def damaged(folder, name):

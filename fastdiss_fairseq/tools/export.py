@@ -10,11 +10,12 @@ codes and bundle.json with languages, sizes, versions and SHA-256 checksums; ``-
 import argparse
 import json
 import logging
+import re
 import shutil
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 from omegaconf import OmegaConf, open_dict
 
@@ -23,7 +24,7 @@ from fairseq.data import Dictionary, data_utils
 
 from ..bundle import DESCRIPTION, WEIGHTS, opened, sha256, verify
 from ..errors import FastDiSSError
-from ..loading import tokenised_as
+from ..loading import prepared_with, tokenised_as
 from ..models.base import fingerprint
 from ..models.config import ARCHITECTURES
 from ..models.fsdfm import averaged_weights
@@ -106,6 +107,7 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes:
         "source_lang": languages[0],
         "target_lang": languages[1],
         "tokenizer_langs": [tokenised_as(data, language) for language in languages],
+        "moses": moses_options(data, files[: len(languages)]),
         "arch": arch,
         "updates": state["optimizer_history"][-1]["num_updates"],
         "parameters": count_parameters(averaged_weights(state["model"])),
@@ -114,6 +116,18 @@ def export(checkpoint: Path, data: Path, folder: Path, half: bool = True, codes:
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return description
+
+
+def moses_options(data: Path, dictionaries: Sequence[Path]) -> Dict[str, bool]:
+    """What fairseq's Moses tokeniser is to leave to itself, since the text that was trained on, tokenised by others, does not
+    have it: escapes (``&apos;``), and hyphens as words (``@-@``)."""
+    if not prepared_with(data).get("tokenised"):
+        return {}
+    words = " ".join(file.read_text(encoding="utf-8") for file in dictionaries)
+    return {
+        "moses_no_escape": not re.search("&(apos|quot|amp);", words),
+        "moses_no_dash_splits": "@-@" not in words,
+    }
 
 
 def languages_of(cfg, data: Path) -> List[str]:
