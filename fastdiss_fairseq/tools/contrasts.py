@@ -81,16 +81,12 @@ def rivals(records: Sequence[dict], baseline: Optional[str]) -> List[Tuple[dict,
 
 def untested(records: Sequence[dict], pairs: Sequence[Tuple[dict, dict]], baseline: Optional[str]) -> str:
     """What is said of systems that the baseline has no cell for."""
-    tested = {
-        baseline,
-        *(r["system"] for pair in pairs if baseline in (pair[0]["system"], pair[1]["system"]) for r in pair),
-    }
-    left = list(dict.fromkeys(r["system"] for r in records if r["system"] not in tested))
-    return (
-        f"Not tested against {baseline}, which has no cell of the same seed and settings: {', '.join(left)}."
-        if baseline and left
-        else ""
-    )
+    of_pairs = [{record["system"] for record in pair} for pair in pairs]
+    tested = {baseline}.union(*(systems for systems in of_pairs if baseline in systems))
+    left = dict.fromkeys(r["system"] for r in records if r["system"] not in tested)
+    if not baseline or not left:
+        return ""
+    return f"Not tested against {baseline}, which has no cell of the same seed and settings: {', '.join(left)}."
 
 
 def outside(record: dict, named: Sequence[dict]) -> List[dict]:

@@ -54,7 +54,7 @@ def slim(state: dict, half: bool, languages: Sequence[str]) -> dict:
     with open_dict(cfg):
         cfg["task"]["data"] = ""
         cfg["common"]["user_dir"] = "fastdiss_fairseq"
-        for name in ("tensorboard_logdir", "log_file", "aim_repo"):
+        for name in {"tensorboard_logdir", "log_file", "aim_repo"} & set(cfg["common"]):
             cfg["common"][name] = None
         cfg["model"]["autocast"] = "none"  # how it was trained; many CPUs are slow in bfloat16
         cfg["model"]["source_lang"], cfg["model"]["target_lang"] = languages
