@@ -172,19 +172,18 @@ for table in "$@"; do
             ;;
         paper_mans_start) # MANS from the first update on, beside paper_setting's systems
             seeds=(1 2 3) trained=paper_setting
-            train "$distilled" "$(recipe 1800) $paper" standard mans scp+mans "${from_0[@]}"
+            train "$distilled" "$(recipe 1800) $paper" "${four[@]}" "${from_0[@]}"
             sweep valid "${paper_decoding[@]}" --baseline standard
-            sweep valid --steps 1 2 5 20 --solver ddim --estimate expected --baseline standard
             sweep test --steps 1 2 3 5 10 20 --solver ddim --estimate direct --told-noise-factor 4 8 --baseline standard
             ;;
         mans_start) # the same with the present defaults, beside evidence.sh's systems
             seeds=(1 2 3)
-            train "$original" "$(recipe 1800)" "${from_0[0]}"
+            train "$original" "$(recipe 1800)" "${from_0[1]}"
             names=() paths=()
             for seed in "" -seed2 -seed3; do
-                ablated "standard$seed" "mans$seed"
-                names+=(standard mans mans-from-0)
-                paths+=("runs/ablation/standard$seed/checkpoint_last.pt" "runs/ablation/mans$seed/checkpoint_last.pt" "$output/$table/mans-from-0$seed/checkpoint_last.pt")
+                ablated "standard$seed" "scp$seed" "scp+mans$seed"
+                names+=(standard scp scp+mans scp+mans-from-0)
+                paths+=(runs/ablation/{standard,scp,scp+mans}"$seed/checkpoint_last.pt" "$output/$table/scp+mans-from-0$seed/checkpoint_last.pt")
             done
             for subset in valid test; do
                 decode $subset $subset --path "${paths[@]}" --systems "${names[@]}" --steps 1 2 3 5 10 20 --baseline standard
