@@ -131,7 +131,7 @@ class Reranker:
         return self.table[encoder_out.unsqueeze(1), previous]
 
     def get_normalized_probs(self, output, log_probs):
-        return output
+        return output if log_probs else output.exp()
 
 
 def test_reranking_in_pieces_changes_nothing(monkeypatch):

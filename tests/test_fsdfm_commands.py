@@ -136,11 +136,12 @@ def test_the_benchmark_times_both_families(data, checkpoint, stage_b, tmp_path):
     assert {(r["benchmark"], r["steps"]) for r in records if r["system"] == "fsdfm"} == {
         ("decoding", 1), ("decoding", 3), ("training", None),
     }  # fmt: skip
-    swapped = tool("benchmark", data, "--path", stage_b, "--output", tmp_path, *options, check=False)
+    swapped = tool("benchmark", data, "--path", stage_b, "--output", tmp_path / "other", *options, check=False)
     assert (
         "--path takes the checkpoint of a FastDiSS model; this one holds fsdfm_tiny" in swapped.stderr
         and swapped.returncode == 1
     )
+    assert list((tmp_path / "other").iterdir()) == []  # still free for another model
 
 
 @pytest.mark.slow

@@ -159,10 +159,13 @@ def main(arguments=None):
             raise FastDiSSError(f"{flag(name)} must be at least 1")
     args.output.mkdir(parents=True, exist_ok=True)
     records = Records(args.output / "results.json", KEY_FIELDS, "batch")
-    claim(args.output / "settings.json", settings(args))
+    claimed, own = args.output / "settings.json", settings(args)
+    if claimed.exists():
+        claim(claimed, own)
     for part in args.parts:
         for found in PARTS[part](args):
             records.add(found)
+            claim(claimed, own)
     speed_report.write(list(records), args.output)
     print((args.output / "table.md").read_text(encoding="utf-8"))
 
