@@ -26,23 +26,24 @@ read -ra device <<< "${DEVICE:-}"
 
 languages "$data"
 
-for system in "$@"; do
-    [[ " standard scp mans scp+mans ar nat inat cmlm levt insertion " == *" $system "* ]] || die "unknown system $system"
-done
-
-theirs=$output ours=() outputs=()
-[[ ${SEED:-1} == 1 ]] || theirs=$output/seed$SEED
+ours=() baselines=() outputs=()
 for system in "$@"; do
     case $system in
         standard | scp | mans | scp+mans) ours+=("$system") ;;
-        *)
-            env -u BEAMS SUBSET=test bash "$root/examples/baselines.sh" "$system" "$data" "$theirs"
-            for file in "$theirs/${system}"_*.txt; do
-                number=${file##*_}
-                number=${number%.txt}
-                if [[ $system == ar ]]; then outputs+=("ar_beam$number=$file"); else outputs+=("$system:$number=$file"); fi
-            done ;;
+        ar | nat | inat | cmlm | levt | insertion) baselines+=("$system") ;;
+        *) die "unknown system $system" ;;
     esac
+done
+
+theirs=$output
+[[ ${SEED:-1} == 1 ]] || theirs=$output/seed$SEED
+for system in ${baselines[@]+"${baselines[@]}"}; do
+    env -u BEAMS SUBSET=test bash "$root/examples/baselines.sh" "$system" "$data" "$theirs"
+    for file in "$theirs/${system}"_*.txt; do
+        number=${file##*_}
+        number=${number%.txt}
+        if [[ $system == ar ]]; then outputs+=("ar_beam$number=$file"); else outputs+=("$system:$number=$file"); fi
+    done
 done
 
 paths=()

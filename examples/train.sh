@@ -19,10 +19,10 @@ shift 2
 recipe=$(recipe_of "$data")
 languages "$data"
 [[ -f $root/examples/config/recipe/${recipe##*/}.yaml ]] || die "there is no examples/config/recipe/${recipe##*/}.yaml"
+[[ $PWD$data$output$root != *\'* ]] || die "a path must have no ', which hydra could not read"
+[[ -z ${DEVICE:-} || $DEVICE == --cpu ]] || die "DEVICE must be --cpu or nothing, not $DEVICE"
 mkdir -p "$output"
 data=$(cd "$data" > /dev/null && pwd) output=$(cd "$output" > /dev/null && pwd)
-[[ $data$output$root != *\'* ]] || die "a path must have no ', which hydra could not read"
-[[ -z ${DEVICE:-} || $DEVICE == --cpu ]] || die "DEVICE must be --cpu or nothing, not $DEVICE"
 
 device=()
 [[ ${DEVICE:-} == --cpu ]] && device=(common.cpu=true model.autocast=none)

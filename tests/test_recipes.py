@@ -246,6 +246,7 @@ def test_what_train_cannot_take_is_one_line(device, path, message, tmp_path):
     (tmp_path / "stats.json").write_text(json.dumps({"settings": settings}))
     done = script("train.sh", tmp_path, tmp_path / path, DEVICE=device)
     assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / path).exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=[str(path.relative_to(ROOT)) for path in SCRIPTS])

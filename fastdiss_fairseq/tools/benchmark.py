@@ -30,7 +30,7 @@ from .ablate import SYSTEMS
 from .command import run_as_command
 from .contenders import AGAINST, BASELINES, FSDFM, load
 from .decoding_speed import REFERENCE_STEPS, agreement, choice, decoding, decoding_batches, step, translator
-from .records import Records, circumstances, claim, clock, device_name, sha256_of_all
+from .records import Records, circumstances, clock, device_name, sha256_of_all
 from .stopwatch import DECODING, TRAINING, stopwatch
 from .training_speed import Adam, optimizers, trainers, training, training_batches
 
@@ -159,13 +159,13 @@ def main(arguments=None):
             raise FastDiSSError(f"{flag(name)} must be at least 1")
     args.output.mkdir(parents=True, exist_ok=True)
     records = Records(args.output / "results.json", KEY_FIELDS, "batch")
-    claimed, own = args.output / "settings.json", settings(args)
-    if claimed.exists():
-        claim(claimed, own)
+    own = settings(args)
+    differing = sorted({name for record in records for name in own if record.get(name, own[name]) != own[name]})
+    if differing:
+        raise FastDiSSError(f"{args.output} holds other work: {', '.join(differing)} differ; take another folder")
     for part in args.parts:
         for found in PARTS[part](args):
-            records.add(found)
-            claim(claimed, own)
+            records.add({**found, **own})
     speed_report.write(list(records), args.output)
     print((args.output / "table.md").read_text(encoding="utf-8"))
 

@@ -4,8 +4,8 @@
         --reference data-bin/multi30k_de_en/raw/test.en --steps 1 2 5 20 --output runs/sweep
 
 Each model is loaded once.  Cells that FOLDER/results.json has, of the same data and references, are not decoded again (by
-other metrics their text is scored), so an interrupted sweep goes on, and several calls (another grid, other checkpoints) add to one folder.  ``--outputs
-cmlm:10=generate.txt`` scores the output of fairseq-generate from any other model.
+other metrics their text is scored), so an interrupted sweep goes on, and several calls (another grid, other checkpoints)
+add to one folder.  ``--outputs cmlm:10=generate.txt`` scores the output of fairseq-generate from any other model.
 """
 
 import argparse
@@ -432,7 +432,7 @@ def check(args) -> None:
     names = [parts_of(spec)[:2] for spec in args.outputs]
     if len(set(names)) < len(names):
         raise FastDiSSError("two of --outputs have the same name and steps: each needs its own")
-    for path in {parts_of(spec)[2]: None for spec in args.outputs}:
+    for path in dict.fromkeys(parts_of(spec)[2] for spec in args.outputs):
         scoring.warn_of_pieces(path, scoring.read_hypotheses(path))
     scoring.read_lines(args.reference)
     if not args.path and not args.outputs:
